@@ -1,0 +1,54 @@
+"""minidl: deep learning on NumPy, every backward pass by hand; the same code runs on CuPy."""
+
+from . import initializers
+from .backend import BackendError, to_backend, to_host
+from .checkpoint import CheckpointError, load, save
+from .gradcheck import GradientError, gradcheck
+from .layer import Layer
+from .layers.dropout import Dropout
+from .layers.embedding import Embedding
+from .layers.linear import Linear
+from .layers.lstm import LSTM
+from .losses import LinearCrossEntropy, softmax_cross_entropy
+from .optimizers import SGD, AdaGrad, Adadelta, Adam, clip_grad_norm
+from .parameter import Parameter, flatten
+from .sampling import sample
+from .schedules import Constant, ExponentialDecay, OneCycle, StepDecay
+from .sequences import PackedSequence, bucketed_batches, pack, unpack
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LSTM",
+    "SGD",
+    "AdaGrad",
+    "Adadelta",
+    "Adam",
+    "BackendError",
+    "CheckpointError",
+    "Constant",
+    "Dropout",
+    "Embedding",
+    "ExponentialDecay",
+    "GradientError",
+    "Layer",
+    "Linear",
+    "LinearCrossEntropy",
+    "OneCycle",
+    "PackedSequence",
+    "Parameter",
+    "StepDecay",
+    "bucketed_batches",
+    "clip_grad_norm",
+    "flatten",
+    "gradcheck",
+    "initializers",
+    "load",
+    "pack",
+    "sample",
+    "save",
+    "softmax_cross_entropy",
+    "to_backend",
+    "to_host",
+    "unpack",
+]

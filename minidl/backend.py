@@ -1,0 +1,142 @@
+"""Which array library: NumPy on the host, CuPy on a GPU.
+
+A name ("numpy" or "cupy") decides where new arrays are made; from then on the array itself decides (`of`).
+There is no global switch. What the two libraries do differently stands here, one function an operation.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or cupy.ndarray: one code path serves both
+
+
+class BackendError(RuntimeError):
+    """The chosen backend cannot be used on this machine; the message says what to do."""
+
+
+def get(name: str) -> ModuleType:
+    """The array library called `name`: "numpy" or "cupy".
+
+    Raises ValueError for another name, and BackendError where CuPy is missing or finds no GPU.
+    There is no silent fall-back to the host.
+    """
+    if name == "numpy":
+        return np
+    if name != "cupy":
+        raise ValueError(f"backend must be 'numpy' or 'cupy', got {name!r}")
+    try:
+        import cupy
+    except Exception as error:  # a broken CUDA installation raises more than ImportError
+        raise BackendError(
+            "backend 'cupy' needs CuPy, which cannot be imported here "
+            f"({_first_line(error)}); install it with: pip install 'minidl[cuda12x]' or 'minidl[cuda13x]'"
+        ) from error
+    try:
+        devices = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        raise BackendError(
+            f"backend 'cupy' needs an NVIDIA GPU with its driver; CuPy reports: {_first_line(error)}"
+        ) from error
+    if devices < 1:
+        raise BackendError("backend 'cupy' needs an NVIDIA GPU; CuPy sees none")
+    return cupy
+
+
+def of(array: Array) -> ModuleType:
+    """The library that made `array`: numpy, or cupy for a CuPy array."""
+    if isinstance(array, (np.ndarray, np.generic)):
+        return np
+    if is_device(array):
+        return sys.modules["cupy"]
+    raise TypeError(f"expected a NumPy or CuPy array, got {type(array).__name__}")
+
+
+def is_device(value: object) -> bool:
+    """Whether `value` is a CuPy array (true of none while CuPy was never imported)."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(value, cupy.ndarray)
+
+
+def require_same(**arrays: Array) -> ModuleType:
+    """The one library of all `arrays` (name=array); raises TypeError that names two that differ."""
+    (first, value), *others = arrays.items()
+    xp = of(value)
+    for name, other in others:
+        if of(other) is not xp:
+            raise TypeError(
+                f"{name} is a {of(other).__name__} array but {first} is a {xp.__name__} array; "
+                "move one with minidl.to_host or minidl.to_backend"
+            )
+    return xp
+
+
+def to_backend(values: Array, name: str) -> Array:
+    """`values` as an array of the library called `name`; one upload or download where it has to move."""
+    if name == "numpy":
+        return to_host(values)
+    return get(name).asarray(values)
+
+
+def to_host(array: Array) -> np.ndarray:
+    """`array` as a NumPy array.
+
+    From a GPU this waits for the device, so it is also where an error that was found there is raised:
+    FloatingPointError if an optimizer met a gradient that was not finite (see `optimizers`).
+    """
+    if not is_device(array):
+        return np.asarray(array)
+    host = array.get()
+    for watcher in list(_watchers):
+        watcher.raise_found()
+    return host
+
+
+class Watcher(Protocol):
+    """Something that keeps an error flag on the device until a value is read anyway."""
+
+    def raise_found(self) -> None: ...
+
+
+_watchers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def watch(watcher: Watcher) -> None:
+    """Have `watcher.raise_found()` called whenever `to_host` reads a value from the device."""
+    _watchers.add(watcher)
+
+
+def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
+    """A NumPy Generator from a seed, a Generator (returned as it is) or None (fresh entropy).
+
+    Random numbers are always drawn on the host: the same seed gives the same model on both backends.
+    """
+    if isinstance(rng, bool) or not (rng is None or isinstance(rng, (int, np.integer, np.random.Generator))):
+        raise TypeError(f"rng must be None, an int seed or a numpy.random.Generator, got {type(rng).__name__}")
+    if isinstance(rng, (int, np.integer)) and rng < 0:
+        raise ValueError(f"rng must be a seed of at least 0, got {rng}")
+    return np.random.default_rng(rng)
+
+
+def add_rows(target: Array, ids: Array, rows: Array) -> None:
+    """target[ids[n]] += rows[n] for every n, repeated ids included; target (V, D), ids (N,), rows (N, D)."""
+    if is_device(target):
+        import cupyx
+
+        cupyx.scatter_add(target, ids, rows)
+        return
+    # np.add.at does this one row at a time; sorting makes every id one contiguous run to sum.
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    target[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

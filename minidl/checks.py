@@ -1,0 +1,106 @@
+"""Checks of what callers hand in: each raises one line that names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import backend
+from .backend import Array
+
+
+def size(name: str, value: int) -> int:
+    """`value` as an int of at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return number
+
+
+def number(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
+    """`value` as a finite float in [low, high), or in (low, high) with open_low."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    if not math.isfinite(result) or result < low or result >= high or (open_low and result == low):
+        bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and below {high:g}" if high < math.inf else "")
+        raise ValueError(f"{name} must be finite, {bounds}, got {value}")
+    return result
+
+
+def float_dtype(dtype: object) -> np.dtype:
+    """`dtype` as float32 or float64, the two that layers compute in."""
+    try:
+        result = np.dtype(dtype)  # type: ignore[call-overload]
+    except TypeError:
+        result = None
+    if result not in (np.dtype("float32"), np.dtype("float64")):
+        raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    return result
+
+
+def matrix(name: str, array: Array, width: int, like: Array, rows: int | None = None) -> None:
+    """`array` is (N, width) with N >= 1 (or N == rows), of the library and dtype of `like`, the weights."""
+    if not (isinstance(array, np.ndarray) or backend.is_device(array)):
+        raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+    backend.require_same(weight=like, **{name: array})
+    expected = f"({'N' if rows is None else rows}, {width})"
+    if array.ndim != 2 or array.shape[1] != width or (rows is not None and array.shape[0] != rows):
+        raise ValueError(f"{name} must have shape {expected}, got {array.shape}")
+    if array.shape[0] == 0:
+        raise ValueError(f"{name} is an empty batch; expected shape {expected} with at least one row")
+    if array.dtype != like.dtype:
+        raise TypeError(f"{name} must be {like.dtype} like the layer, got {array.dtype}")
+
+
+def ids(name: str, values: Array, limit: int, like: Array, rows: int | None = None) -> Array:
+    """`values` as a 1-D integer array beside `like`, each in [0, limit).
+
+    Ids that come from the host are checked and, for a layer on a GPU, uploaded. Ids already on the
+    device are trusted: looking at them would make the host wait.
+    """
+    on_device = backend.is_device(values)
+    array = values if on_device else np.asarray(values)
+    if on_device and not backend.is_device(like):
+        raise TypeError(f"{name} is a cupy array but the layer's weight is a numpy array")
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be 1-D, one id a row, got shape {array.shape}")
+    if rows is not None and array.shape[0] != rows:
+        raise ValueError(f"{name} must hold {rows} ids, one a row, got {array.shape[0]}")
+    if array.shape[0] == 0:
+        raise ValueError(f"{name} is an empty batch; expected at least one id")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    if on_device:
+        return array
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= limit:
+        raise IndexError(f"{name} holds the id {low if low < 0 else high}; expected 0 to {limit - 1}")
+    return backend.of(like).asarray(array)
+
+
+def batch_sizes(values: Sequence[int] | Array, rows: int) -> list[int]:
+    """`values` as a list of ints that never rise, are at least 1 and sum to `rows`."""
+    if backend.is_device(values):
+        raise TypeError("batch_sizes must be on the host, got a cupy array")
+    try:
+        sizes = [operator.index(value) for value in values]
+    except TypeError:
+        raise TypeError(f"batch_sizes must be a sequence of ints, got {values!r}") from None
+    if not sizes:
+        raise ValueError("batch_sizes is empty; expected one size a time step")
+    if sizes[-1] < 1:
+        raise ValueError(f"batch_sizes must be at least 1 at every step, got {sizes[-1]} at the last")
+    for step, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        if after > before:
+            raise ValueError(f"batch_sizes must not rise, got {before} then {after} at step {step + 1}")
+    if sum(sizes) != rows:
+        raise ValueError(f"batch_sizes must sum to the {rows} rows of x, got {sum(sizes)}")
+    return sizes

@@ -1,0 +1,159 @@
+"""Numerical gradients: every backward pass is held against central differences.
+
+For a random R of the output's shape, L = sum(R * output) is a number, so dL/dw can be had twice: from
+`backward` with dy = R, and as (L(w + e) - L(w - e)) / 2e. In float64 the two agree to about 1e-9.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import backend
+from .layer import Layer
+
+EPSILON = 1e-5
+TOLERANCE = 1e-5  # relative; differences of a sound float64 gradient stay below 1e-7
+ENTRIES = 200  # of a larger array this many entries are checked, drawn at random
+
+
+class Check(NamedTuple):
+    """One array's result: the worst entry, with the error relative to the larger of the two values."""
+
+    name: str
+    shape: tuple[int, ...]
+    entries: int
+    error: float
+    worst: tuple[int, ...]
+    analytic: float
+    numeric: float
+
+
+class Report(NamedTuple):
+    """One Check an input or parameter."""
+
+    checks: list[Check]
+
+    @property
+    def max_error(self) -> float:
+        return max(check.error for check in self.checks)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{c.name:24} {c.shape!s:16} {c.entries:5} entries  {c.error:.1e}" for c in self.checks)
+
+
+class GradientError(AssertionError):
+    """A backward pass disagrees with the numerical gradient, or breaks the layer contract."""
+
+
+def gradcheck(layer: Any, *inputs: Any, rng: int | np.random.Generator | None = None) -> Report:
+    """Check the gradients of all float64 `inputs` and of all parameters of `layer`; returns a Report.
+
+    `layer` is a Layer with forward and backward; a Layer with forward_backward(*inputs) -> (loss, dx); or a
+    function of that form, such as softmax_cross_entropy. An input may be a pair such as an LSTM's state;
+    integers and None are passed on as they are. Raises GradientError with the worst entry, its analytic and
+    its numeric value; also where backward changes dy or the cache, or sets a gradient instead of adding to
+    it. TypeError if anything is not float64. `layer` is left as it was.
+    """
+    rng = backend.generator(rng)
+    layer, inputs = copy.deepcopy((layer, inputs))
+    parameters = layer.named_parameters() if isinstance(layer, Layer) else []
+    arrays = [(f"input {index}", array) for index, array in enumerate(_floats(inputs))]
+    for name, array in arrays + [(name, p.data) for name, p in parameters]:
+        if array.dtype != np.float64:
+            raise TypeError(f"gradcheck needs float64, got {array.dtype} for {name}")
+
+    for _, parameter in parameters:  # gradients that are there must be added to, not replaced
+        parameter.grad[...] = rng.normal(size=parameter.grad.shape)
+    before = [parameter.grad.copy() for _, parameter in parameters]
+    loss, gradients = _losses_gradients(layer, inputs) if _is_loss(layer) else _layers_gradients(layer, inputs, rng)
+    checked = [(name, array, grad) for (name, array), grad in zip(arrays, gradients, strict=False)]
+    checked += [(name, p.data, p.grad - old) for (name, p), old in zip(parameters, before, strict=True)]
+    report = Report([_compare(name, array, grad, loss, rng) for name, array, grad in checked])
+    for check in report.checks:
+        if not check.error < TOLERANCE:  # also true of NaN
+            raise GradientError(
+                f"gradient of {check.name} {check.shape} is wrong: worst at {check.worst}, "
+                f"analytic {check.analytic:.9g}, numeric {check.numeric:.9g}, relative error {check.error:.2g}"
+            )
+    return report
+
+
+def _is_loss(layer: Any) -> bool:
+    return not isinstance(layer, Layer) or hasattr(layer, "forward_backward")
+
+
+def _losses_gradients(layer: Any, inputs: tuple[Any, ...]) -> tuple[Callable[[], float], list[Any]]:
+    """The loss as a function of nothing (it reads `inputs` anew), and the gradients of the inputs."""
+    both = getattr(layer, "forward_backward", layer)
+    return lambda: float(both(*inputs)[0]), _floats(both(*inputs)[1])
+
+
+def _layers_gradients(
+    layer: Layer, inputs: tuple[Any, ...], rng: np.random.Generator
+) -> tuple[Callable[[], float], list[Any]]:
+    """The same for forward and backward, with the layer contract checked on the way."""
+    output, cache = layer.forward(*inputs)
+    upstream = [rng.normal(size=array.shape) for array in _floats(output)]
+    douts = _like(output, iter(array.copy() for array in upstream))
+    # An output (y, state) has its gradients on both sides of the cache: backward(dy, cache, dstate).
+    arguments = (douts[0], cache, *douts[1:]) if isinstance(output, tuple) else (douts, cache)
+
+    grads = [[p.grad.copy() for p in layer.parameters()]]
+    results = []
+    for _ in range(2):
+        results.append(_floats(layer.backward(*arguments)))  # type: ignore[attr-defined]
+        grads.append([p.grad.copy() for p in layer.parameters()])
+    if not all(np.array_equal(a, b) for a, b in zip(_floats(douts), upstream, strict=True)):
+        raise GradientError("backward changed dy, which belongs to the caller")
+    if not all(np.array_equal(a, b) for a, b in zip(*results, strict=True)):
+        raise GradientError("backward gave another result when called again: it changed its cache")
+    for p, start, once, twice in zip(layer.parameters(), *grads, strict=True):
+        if not np.allclose(twice - once, once - start, rtol=1e-9, atol=1e-9):
+            raise GradientError(f"backward must add its gradient to {p.name}.grad each time that it is called")
+        p.grad[...] = once
+
+    def loss() -> float:
+        outputs = _floats(layer.forward(*inputs)[0])
+        return float(sum((r * array).sum() for r, array in zip(upstream, outputs, strict=True)))
+
+    return loss, results[0]
+
+
+def _compare(name: str, array: Any, gradient: Any, loss: Callable[[], float], rng: np.random.Generator) -> Check:
+    """The worst of up to ENTRIES entries of `array`, which is moved in place and put back."""
+    if gradient.shape != array.shape:
+        raise GradientError(f"gradient of {name} has shape {gradient.shape}; expected {array.shape}")
+    picked = np.sort(rng.permutation(array.size)[:ENTRIES])
+    analytic, numeric = gradient.reshape(-1)[picked], np.empty(len(picked))
+    for place, index in enumerate(picked):
+        value = array.flat[index]
+        array.flat[index] = value + EPSILON
+        above = loss()
+        array.flat[index] = value - EPSILON
+        numeric[place] = (above - loss()) / (2 * EPSILON)
+        array.flat[index] = value
+    # The differences' rounding is absolute and grows with the loss: smaller entries are held to its scale.
+    floor = max(1e-3 * np.abs(numeric).max(), 1e-4 * max(1.0, abs(loss())))
+    error = np.abs(analytic - numeric) / np.maximum(np.maximum(np.abs(analytic), np.abs(numeric)), floor)
+    worst = int(np.argmax(np.where(np.isnan(error), np.inf, error)))
+    where = tuple(int(k) for k in np.unravel_index(picked[worst], array.shape))
+    return Check(name, array.shape, len(picked), float(error[worst]), where, analytic[worst], numeric[worst])
+
+
+def _floats(value: Any) -> list[Any]:
+    """The float arrays in a nest of tuples and lists, in order."""
+    if isinstance(value, (tuple, list)):
+        return [array for part in value for array in _floats(part)]
+    return [value] if isinstance(value, np.ndarray) and value.dtype.kind == "f" else []
+
+
+def _like(value: Any, arrays: Iterator[Any]) -> Any:
+    """The nest of `value` with its arrays replaced by the next ones of `arrays`."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_like(part, arrays) for part in value)
+    return next(arrays)
+

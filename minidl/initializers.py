@@ -1,0 +1,51 @@
+"""Start values for weights: host arrays in float64, cast by whoever stores them.
+
+    parameter.data[...] = minidl.initializers.orthogonal(parameter.data.shape, rng=0)
+
+`shape` is (fan_out, fan_in) for a matrix, as layers store their weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .backend import generator
+
+Rng = int | np.random.Generator | None
+
+
+def zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """All zeros: right for a bias, useless for a weight matrix, whose units would all stay the same."""
+    return np.zeros(shape)
+
+
+def uniform(shape: tuple[int, ...], bound: float, rng: Rng = None) -> np.ndarray:
+    """U(-bound, bound)."""
+    return generator(rng).uniform(-bound, bound, shape)
+
+
+def normal(shape: tuple[int, ...], std: float = 1.0, rng: Rng = None) -> np.ndarray:
+    """N(0, std^2)."""
+    return generator(rng).normal(0.0, std, shape)
+
+
+def xavier_uniform(shape: tuple[int, int], rng: Rng = None) -> np.ndarray:
+    """U(-a, a) with a = sqrt(6 / (fan_in + fan_out)): keeps the variance of signals and gradients (Glorot & Bengio 2010)."""
+    fan_out, fan_in = _matrix(shape)
+    return uniform(shape, math.sqrt(6.0 / (fan_in + fan_out)), rng)
+
+
+def orthogonal(shape: tuple[int, int], rng: Rng = None) -> np.ndarray:
+    """A uniformly random matrix with orthonormal rows or columns, whichever are fewer (Saxe et al. 2014)."""
+    rows, columns = _matrix(shape)
+    q, r = np.linalg.qr(generator(rng).normal(size=(max(rows, columns), min(rows, columns))))
+    q *= np.sign(np.diag(r))  # QR's own choice of signs would make the distribution uneven
+    return np.ascontiguousarray(q if rows >= columns else q.T)
+
+
+def _matrix(shape: tuple[int, int]) -> tuple[int, int]:
+    if len(shape) != 2:
+        raise ValueError(f"shape must have two dimensions (fan_out, fan_in), got {shape}")
+    return shape

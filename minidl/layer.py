@@ -1,0 +1,81 @@
+"""Layer: the contract that every layer and model follows.
+
+    y, cache = layer.forward(x)      training: writes nothing on the layer; cache = what backward needs
+    dx = layer.backward(dy, cache)   adds into parameter.grad; changes neither dy nor cache
+    y = layer(x)                     inference: no cache is kept
+
+The cache is explicit, so a layer may run twice before its backward, be run from several threads, and be
+looked into. It may share memory with x and y: do not write into those before backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import backend
+from .backend import Array
+from .parameter import Parameter
+
+
+class Layer:
+    """Base of layers and models: collects the Parameters found in the attributes, in order of assignment."""
+
+    def forward(self, *inputs: Any) -> tuple[Any, Any]:
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Inference: the output alone."""
+        return self.forward(*inputs)[0]
+
+    def named_parameters(self) -> list[tuple[str, Parameter]]:
+        """(name, Parameter) pairs, names like "lstm.weight_hh"; a tied Parameter once, under its first name."""
+        seen: set[int] = set()
+        found = []
+        for name, parameter in _walk(self, ""):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                found.append((name, parameter))
+        return found
+
+    def parameters(self) -> list[Parameter]:
+        """All Parameters, each once, in order of declaration."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all weights on the host, by name."""
+        return {name: np.array(backend.to_host(p.data)) for name, p in self.named_parameters()}
+
+    def load_state_dict(self, tensors: Mapping[str, Array]) -> None:
+        """Set all weights from `tensors`; ValueError, and nothing changed, if names, shapes or kinds differ."""
+        named = dict(self.named_parameters())
+        missing, surplus = sorted(named.keys() - tensors.keys()), sorted(tensors.keys() - named.keys())
+        if missing or surplus:
+            raise ValueError(f"state_dict does not fit {type(self).__name__}: missing {missing}, unexpected {surplus}")
+        host = {name: backend.to_host(tensors[name]) for name in named}
+        for name, parameter in named.items():
+            if host[name].shape != parameter.data.shape:
+                raise ValueError(f"{name} must have shape {parameter.data.shape}, got {host[name].shape}")
+            if host[name].dtype.kind != "f":
+                raise ValueError(f"{name} must be floating point, got {host[name].dtype}")
+        for name, parameter in named.items():
+            values = host[name].astype(parameter.data.dtype)
+            parameter.data[...] = backend.of(parameter.data).asarray(values)
+
+
+def _walk(value: object, name: str) -> Iterator[tuple[str, Parameter]]:
+    if isinstance(value, Parameter):
+        yield name, value
+        return
+    if isinstance(value, Layer):
+        children: Any = vars(value).items()
+    elif isinstance(value, dict):
+        children = value.items()
+    elif isinstance(value, (list, tuple)):
+        children = enumerate(value)
+    else:
+        return
+    for key, child in children:
+        yield from _walk(child, f"{name}.{key}" if name else str(key))

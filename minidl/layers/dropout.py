@@ -1,0 +1,77 @@
+"""Dropout: zeros a share of the units while training."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import backend, checks
+from ..backend import Array
+from ..initializers import Rng
+from ..layer import Layer
+
+
+class DropoutCache(NamedTuple):
+    scale: Array | None  # (N, D): 0 where dropped, else 1 / (1 - p); None where nothing is
+
+
+class Dropout(Layer):
+    """y = x * m / (1 - p), where m is 0 with probability p and else 1; at inference y = x (Srivastava et al. 2014).
+
+    The mask is a function of (seed, step, row, unit), not of a generator that advances: threads, machines,
+    a resumed run and both backends draw the same one. So tell `forward` the number of the training step;
+    without it every call is step 0 and drops the same units. `rows` are the positions of x's rows in the
+    whole batch (default 0 ... N-1), for one who holds a part of it. x and y are (N, D).
+    """
+
+    def __init__(self, p: float, *, dtype: str = "float32", backend: str = "numpy", rng: Rng = None) -> None:
+        # dtype and backend are those of x; both are taken so that all layers are made alike.
+        checks.float_dtype(dtype)
+        self.p = checks.number("p", p, 0.0, 1.0)
+        self.seed = int(_generator_seed(rng))
+
+    def forward(self, x: Array, step: int = 0, rows: Array | None = None) -> tuple[Array, DropoutCache]:
+        if x.ndim != 2 or x.shape[0] == 0:
+            raise ValueError(f"x must have shape (N, D) with N at least 1, got {x.shape}")
+        if self.p == 0.0:
+            return x, DropoutCache(None)
+        xp = backend.of(x)
+        rows = np.arange(x.shape[0]) if rows is None else np.asarray(rows)
+        if rows.shape != x.shape[:1] or rows.dtype.kind not in "iu":
+            raise ValueError(f"rows must hold one integer for each of the {x.shape[0]} rows, got {rows.shape}")
+        row_keys, unit_keys = _keys(self.seed, step, rows, x.shape[1])
+        bits = _mix(xp.asarray(row_keys)[:, None] ^ xp.asarray(unit_keys)[None, :])
+        keep = bits >= np.uint32(round(self.p * 2**32))
+        scale = keep.astype(x.dtype)
+        scale *= 1 / (1 - self.p)
+        return x * scale, DropoutCache(scale)
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+    def backward(self, dy: Array, cache: DropoutCache) -> Array:
+        """dL/dx = dy * m / (1 - p)."""
+        return dy if cache.scale is None else dy * cache.scale
+
+
+def _generator_seed(rng: Rng) -> int:
+    return backend.generator(rng).integers(2**63)
+
+
+def _keys(seed: int, step: int, rows: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random 32-bit key for each row and one for each unit, from (seed, step) and their positions."""
+    salt = np.random.SeedSequence([seed, step]).generate_state(4)
+    spread = rows.astype(np.uint64)
+    row_keys = _mix(_mix(spread.astype(np.uint32) ^ salt[0]) ^ (spread >> np.uint64(32)).astype(np.uint32) ^ salt[1])
+    return row_keys, _mix(_mix(np.arange(units, dtype=np.uint32) ^ salt[2]) ^ salt[3])
+
+
+def _mix(bits: Array) -> Array:
+    """A bijection of 32-bit numbers in which every input bit reaches every output bit ("lowbias32", C. Wellons)."""
+    bits = bits ^ (bits >> np.uint32(16))
+    bits *= np.uint32(0x7FEB352D)
+    bits ^= bits >> np.uint32(15)
+    bits *= np.uint32(0x846CA68B)
+    bits ^= bits >> np.uint32(16)
+    return bits

@@ -1,0 +1,163 @@
+"""Parameter (an array and its gradient) and the flat buffer that a model's parameters share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from . import backend, checks
+from .backend import Array
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+
+
+class Parameter:
+    """A weight array with the gradient that backward passes add into.
+
+    `data` and `grad` have the same shape and dtype. `flatten` moves them into a shared buffer, so always
+    reach them through the Parameter; write with `parameter.data[...] = values`. Copying or pickling a
+    Parameter gives one with arrays of its own.
+    """
+
+    def __init__(self, data: Array, name: str = "parameter") -> None:
+        self.name = name
+        self._data = data
+        self._grad = backend.of(data).zeros_like(data)
+        self._home: Home | None = None
+
+    @property
+    def data(self) -> Array:
+        return self._data
+
+    @data.setter
+    def data(self, value: Array) -> None:
+        self._require_in_place(value, self._data, "data")
+
+    @property
+    def grad(self) -> Array:
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Array) -> None:
+        self._require_in_place(value, self._grad, "grad")
+
+    def _require_in_place(self, value: Array, current: Array, attribute: str) -> None:
+        # `p.data *= 2` ends in this setter with the same array; a new one would leave the flat buffer.
+        if value is not current:
+            raise AttributeError(f"{self.name}.{attribute} is written in place: use .{attribute}[...] = values")
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"name": self.name, "_data": self._data.copy(), "_grad": self._grad.copy(), "_home": None}
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.name}, shape={self._data.shape}, dtype={self._data.dtype})"
+
+
+def create(name: str, values: np.ndarray, dtype: object, backend_name: str) -> Parameter:
+    """A Parameter with these start values, cast to `dtype`, in the library called `backend_name`."""
+    return Parameter(backend.get(backend_name).asarray(values.astype(checks.float_dtype(dtype))), name)
+
+
+class Home(NamedTuple):
+    """Where a parameter lives: the two buffers that it shares with others, and its first element there."""
+
+    data: Array
+    grad: Array
+    offset: int
+
+
+class Segment(NamedTuple):
+    """A contiguous run of parameters as flat arrays; `start` counts elements in the layout of the whole list."""
+
+    data: Array
+    grad: Array
+    start: int
+
+
+def layout(params: Sequence[Parameter]) -> tuple[list[int], int]:
+    """The first element of every parameter in a flat buffer that holds them all aligned, and its length."""
+    step = ALIGNMENT // params[0].data.dtype.itemsize
+    offsets, length = [], 0
+    for parameter in params:
+        offsets.append(length)
+        length += -(-parameter.data.size // step) * step
+    return offsets, length
+
+
+def flatten(params: Sequence[Parameter]) -> None:
+    """Move `params` into one contiguous, aligned buffer for the values and one for the gradients.
+
+    Values and gradients are kept, and nothing moves if the parameters already lie side by side in this order.
+    """
+    params = check_parameters(params)
+    if len(segments(params)) == 1 and params[0]._home is not None:
+        return
+    xp = backend.of(params[0].data)
+    offsets, length = layout(params)
+    data, grad = (_aligned_zeros(xp, length, params[0].data.dtype) for _ in range(2))
+    for parameter, offset in zip(params, offsets, strict=True):
+        place = slice(offset, offset + parameter.data.size)
+        for buffer, attribute in ((data, "_data"), (grad, "_grad")):
+            view = buffer[place].reshape(parameter.data.shape)
+            view[...] = getattr(parameter, attribute)
+            setattr(parameter, attribute, view)
+        parameter._home = Home(data, grad, offset)
+
+
+def segments(params: Sequence[Parameter]) -> list[Segment]:
+    """`params` as the fewest flat pieces: one for a flattened model, at most one a parameter.
+
+    They are found anew at each call, so it does no harm if a parameter has moved in between. The gaps
+    that alignment leaves hold zeros and stay zero under every optimizer.
+    """
+    offsets, length = layout(params)
+    ends = [*offsets[1:], length]
+    pieces: list[Segment] = []
+    first = 0
+    for last, parameter in enumerate(params):
+        home, start = params[first]._home, offsets[first]
+        if last + 1 < len(params) and home is not None:
+            following = params[last + 1]._home
+            if (
+                following is not None
+                and following.data is home.data
+                and following.offset - home.offset == offsets[last + 1] - start
+            ):
+                continue
+        if home is None:
+            pieces.append(Segment(parameter.data.reshape(-1), parameter.grad.reshape(-1), start))
+        else:
+            place = slice(home.offset, home.offset + ends[last] - start)
+            pieces.append(Segment(home.data[place], home.grad[place], start))
+        first = last + 1
+    return pieces
+
+
+def check_parameters(params: Sequence[Parameter]) -> list[Parameter]:
+    """`params` as a list of distinct Parameters of one dtype and one library."""
+    params = list(params)
+    if not params:
+        raise ValueError("params is empty; expected the parameters of a model")
+    for index, parameter in enumerate(params):
+        if not isinstance(parameter, Parameter):
+            raise TypeError(f"params[{index}] must be a Parameter, got {type(parameter).__name__}")
+        if parameter.data.dtype != params[0].data.dtype:
+            raise TypeError(
+                f"params must share one dtype, got {params[0].data.dtype} ({params[0].name}) "
+                f"and {parameter.data.dtype} ({parameter.name})"
+            )
+        backend.require_same(**{"params[0]": params[0].data, f"params[{index}]": parameter.data})
+    if len({id(parameter) for parameter in params}) != len(params):
+        raise ValueError("params holds the same Parameter twice")
+    return params
+
+
+def _aligned_zeros(xp: ModuleType, length: int, dtype: np.dtype) -> Array:
+    if xp is not np:
+        return xp.zeros(length, dtype=dtype)  # a GPU's allocator aligns to 256 bytes or more
+    buffer = np.zeros(length + ALIGNMENT // dtype.itemsize, dtype=dtype)
+    skip = -buffer.ctypes.data % ALIGNMENT // buffer.itemsize
+    return buffer[skip : skip + length]

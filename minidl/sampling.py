@@ -1,0 +1,56 @@
+"""Drawing ids from logits: temperature, top-k and top-p (nucleus) sampling."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import backend, checks
+from .backend import Array
+
+
+def sample(
+    logits: Array,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    rng: int | np.random.Generator | None = None,
+) -> np.ndarray:
+    """One id a row, drawn from softmax(logits / temperature): (N,) integers on the host.
+
+    logits (N, V); -inf forbids an id. `top_k` keeps the k likeliest ids of a row, then `top_p` the fewest
+    of them whose probabilities reach p together (Holtzman et al. 2020); what is kept is drawn from in
+    proportion. Raises ValueError for a row of no finite logit, for NaN or +inf, and for arguments out of range.
+    """
+    temperature = checks.number("temperature", temperature, 0.0, open_low=True)
+    if top_p is not None and not 0 < checks.number("top_p", top_p, 0.0) <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+    logits = backend.to_host(logits)
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(f"logits must have shape (N, V) with N at least 1, got {logits.shape}")
+    if logits.dtype.kind != "f":
+        raise TypeError(f"logits must be floats, got {logits.dtype}")
+    top = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(top).all():
+        raise ValueError("logits hold NaN or +inf, or a row with no finite value; expected one to draw from")
+    weights = (logits - top).astype(np.float64)
+    with np.errstate(over="ignore"):  # a tiny temperature leaves the top alone, as it should
+        weights /= temperature
+    np.exp(weights, out=weights)
+    if top_k is not None and checks.size("top_k", top_k) < logits.shape[1]:
+        dropped = np.argpartition(weights, -top_k, axis=1)[:, :-top_k]
+        np.put_along_axis(weights, dropped, 0.0, axis=1)
+    if top_p is not None and top_p < 1:
+        _keep_nucleus(weights, top_p)
+    cumulative = np.cumsum(weights, axis=1)
+    # At a draw of u in [0, 1) the first id whose cumulative weight exceeds u times the sum.
+    draws = backend.generator(rng).random((len(weights), 1)) * cumulative[:, -1:]
+    return (cumulative > draws).argmax(axis=1)
+
+
+def _keep_nucleus(weights: np.ndarray, top_p: float) -> None:
+    """Zero all but the fewest of the largest weights that together reach the share top_p of their row."""
+    order = np.argsort(-weights, axis=1, kind="stable")
+    ordered = np.take_along_axis(weights, order, axis=1)
+    before = np.cumsum(ordered, axis=1) - ordered  # what the likelier ones already hold
+    ordered[before >= top_p * ordered.sum(axis=1, keepdims=True)] = 0.0
+    np.put_along_axis(weights, order, ordered, axis=1)

@@ -1,0 +1,95 @@
+"""Sequences of different lengths as packed rows, without padding.
+
+Sorted by falling length and laid out time-major: all first items, then all second ones, and so on.
+
+    pack([[5, 6], [1, 2, 3], [9]])   data         1 5 9 | 2 6 | 3
+                                     batch_sizes  3       2     1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from . import checks
+from .backend import Array, generator, of, to_backend
+
+
+class PackedSequence(NamedTuple):
+    """Rows without holes; the fields are those of PyTorch's PackedSequence."""
+
+    data: Array  # (N,) ids or (N, ...) rows, on the backend it was packed for
+    batch_sizes: np.ndarray  # (T,) on the host: how many sequences are alive at each step; never rises
+    sorted_indices: np.ndarray  # (B,): the caller's index of each sequence in packed order
+    unsorted_indices: np.ndarray  # (B,): the packed place of each of the caller's sequences
+
+
+def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
+    """Pack 1-D id arrays (or (length, ...) arrays of rows) that each have at least one item.
+
+    Sequences of equal length keep the caller's order, so two packs of the same lengths line up. Ids become
+    int32. Raises ValueError for an empty list or an empty sequence, TypeError for what is not numeric.
+    """
+    arrays = [np.asarray(sequence) for sequence in sequences]
+    if not arrays:
+        raise ValueError("sequences is empty; expected at least one")
+    for index, array in enumerate(arrays):
+        if array.ndim == 0 or len(array) == 0:
+            raise ValueError(f"sequences[{index}] is empty or no sequence; expected at least one item")
+        if array.shape[1:] != arrays[0].shape[1:]:
+            raise ValueError(f"sequences[{index}] has items of shape {array.shape[1:]}, the first {arrays[0].shape[1:]}")
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"sequences[{index}] must be integers or floats, got {array.dtype}")
+    lengths = np.array([len(array) for array in arrays])
+    order = np.argsort(-lengths, kind="stable")
+    rows = np.concatenate([arrays[index] for index in order])
+    if rows.dtype.kind in "iu":
+        rows = _int32(rows)
+    data = rows[_time_major(lengths[order])]
+    batch_sizes = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]
+    return PackedSequence(to_backend(data, backend), batch_sizes, order, np.argsort(order, kind="stable"))
+
+
+def unpack(batch: PackedSequence) -> list[Array]:
+    """The sequences in the caller's order. `batch._replace(data=y)` unpacks a layer's rows the same way."""
+    sizes = np.array(checks.batch_sizes(batch.batch_sizes, len(batch.data)))
+    lengths = (sizes[None, :] > np.arange(sizes[0])[:, None]).sum(axis=1)  # in packed order
+    place = np.argsort(_time_major(lengths), kind="stable")
+    rows = batch.data[of(batch.data).asarray(place)]
+    ends = np.cumsum(lengths)
+    return [rows[ends[index] - lengths[index] : ends[index]] for index in batch.unsorted_indices]
+
+
+def bucketed_batches(
+    lengths: Sequence[int], batch_size: int, rng: int | np.random.Generator | None = None
+) -> list[np.ndarray]:
+    """A random order of all sequences in batches of like lengths: a list of index arrays.
+
+    Sequences are shuffled, sorted by length (the shuffle decides among equals), cut into batches of
+    `batch_size` and the batches shuffled. All sequences come once; the one short batch is anywhere.
+    """
+    lengths = np.asarray(lengths)
+    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind not in "iu":
+        raise ValueError("lengths must be a non-empty list of ints, one a sequence")
+    batch_size, rng = checks.size("batch_size", batch_size), generator(rng)
+    order = rng.permutation(len(lengths))
+    order = order[np.argsort(lengths[order], kind="stable")]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def _time_major(lengths: np.ndarray) -> np.ndarray:
+    """Where the packed rows stand among the sorted sequences laid end to end; `lengths` (B,) falls."""
+    starts = np.cumsum(lengths) - lengths
+    times = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+    return np.argsort(times, kind="stable")
+
+
+def _int32(ids: np.ndarray) -> np.ndarray:
+    narrow = ids.astype(np.int32)
+    if not np.array_equal(narrow, ids):
+        raise ValueError("sequences hold ids beyond the range of int32")
+    return narrow
+
