@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -98,7 +99,7 @@ def batch_sizes(values: Sequence[int] | Array, rows: int) -> list[int]:
         raise ValueError("batch_sizes is empty; expected one size a time step")
     if sizes[-1] < 1:
         raise ValueError(f"batch_sizes must be at least 1 at every step, got {sizes[-1]} at the last")
-    for step, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for step, (before, after) in enumerate(pairwise(sizes)):
         if after > before:
             raise ValueError(f"batch_sizes must not rise, got {before} then {after} at step {step + 1}")
     if sum(sizes) != rows:

@@ -156,4 +156,3 @@ def _like(value: Any, arrays: Iterator[Any]) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_like(part, arrays) for part in value)
     return next(arrays)
-

@@ -32,7 +32,7 @@ def normal(shape: tuple[int, ...], std: float = 1.0, rng: Rng = None) -> np.ndar
 
 
 def xavier_uniform(shape: tuple[int, int], rng: Rng = None) -> np.ndarray:
-    """U(-a, a) with a = sqrt(6 / (fan_in + fan_out)): keeps the variance of signals and gradients (Glorot & Bengio 2010)."""
+    """U(-a, a) with a = sqrt(6 / (fan_in + fan_out)): keeps the signals' variance (Glorot & Bengio 2010)."""
     fan_out, fan_in = _matrix(shape)
     return uniform(shape, math.sqrt(6.0 / (fan_in + fan_out)), rng)
 

@@ -114,7 +114,7 @@ class LinearCrossEntropy(Layer):
 
 
 def _exponentials(logits: Array, targets: Array) -> tuple[Array, Array]:
-    """In place logits (N, V) -> e^(logits - their row's maximum). Returns the loss summed over rows, and the row sums."""
+    """In place logits (N, V) -> e^(logits - the row's maximum). Returns the summed loss, and the row sums (N,)."""
     xp = backend.of(logits)
     logits -= logits.max(axis=1, keepdims=True)  # the largest exponent is 0: nothing overflows
     picked = logits[xp.arange(len(targets)), targets]

@@ -33,7 +33,7 @@ class Optimizer:
         data = self.params[0].data
         xp, length = backend.of(data), layout(self.params)[1]
         self.state = {name: xp.zeros(length, data.dtype) for name in self.state_names}
-        self._skipped = None if xp is np else xp.zeros((), np.int64)
+        self._skipped: Array | None = None if xp is np else xp.zeros((), np.int64)
         if self._skipped is not None:
             backend.watch(self)
 
@@ -77,7 +77,9 @@ class Optimizer:
 
     def raise_found(self) -> None:
         """Raise FloatingPointError if steps were skipped on the device since the last look."""
-        skipped = 0 if self._skipped is None else int(self._skipped)
+        if self._skipped is None:
+            return
+        skipped = int(self._skipped)
         if skipped:
             self._skipped[...] = 0
             self.steps -= skipped
@@ -98,7 +100,8 @@ class Optimizer:
         expected = {f"{name}.{index}" for name in self.state for index in range(len(self.params))}
         difference = (expected | {"steps", "lr"}) ^ tensors.keys()
         if difference:
-            raise ValueError(f"state_dict does not fit {type(self).__name__}: {sorted(difference)} missing or unexpected")
+            names = sorted(difference)
+            raise ValueError(f"state_dict does not fit {type(self).__name__}: {names} missing or unexpected")
         host = {name: backend.to_host(tensors[name]) for name in tensors}
         shapes = {f"{name}.{i}": p.data.shape for name in self.state for i, p in enumerate(self.params)}
         for name, shape in {**shapes, "steps": (), "lr": ()}.items():

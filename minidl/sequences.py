@@ -39,7 +39,8 @@ def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
         if array.ndim == 0 or len(array) == 0:
             raise ValueError(f"sequences[{index}] is empty or no sequence; expected at least one item")
         if array.shape[1:] != arrays[0].shape[1:]:
-            raise ValueError(f"sequences[{index}] has items of shape {array.shape[1:]}, the first {arrays[0].shape[1:]}")
+            shapes = f"{array.shape[1:]}, the first has {arrays[0].shape[1:]}"
+            raise ValueError(f"sequences[{index}] has items of shape {shapes}")
         if array.dtype.kind not in "iuf":
             raise TypeError(f"sequences[{index}] must be integers or floats, got {array.dtype}")
     lengths = np.array([len(array) for array in arrays])
@@ -70,12 +71,12 @@ def bucketed_batches(
     Sequences are shuffled, sorted by length (the shuffle decides among equals), cut into batches of
     `batch_size` and the batches shuffled. All sequences come once; the one short batch is anywhere.
     """
-    lengths = np.asarray(lengths)
-    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind not in "iu":
+    sizes = np.asarray(lengths)
+    if sizes.ndim != 1 or len(sizes) == 0 or sizes.dtype.kind not in "iu":
         raise ValueError("lengths must be a non-empty list of ints, one a sequence")
     batch_size, rng = checks.size("batch_size", batch_size), generator(rng)
-    order = rng.permutation(len(lengths))
-    order = order[np.argsort(lengths[order], kind="stable")]
+    order = rng.permutation(len(sizes))
+    order = order[np.argsort(sizes[order], kind="stable")]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [batches[index] for index in rng.permutation(len(batches))]
 
@@ -92,4 +93,3 @@ def _int32(ids: np.ndarray) -> np.ndarray:
     if not np.array_equal(narrow, ids):
         raise ValueError("sequences hold ids beyond the range of int32")
     return narrow
-

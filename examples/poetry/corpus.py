@@ -207,14 +207,14 @@ def _npm_pack(work: Path, progress: bool) -> Path:
     if npm is None:
         raise _SourceError("npm: not installed")
     # Relative paths only: on Windows npm is a batch file, whose shell would trip over a "&" in a path.
-    command = [npm, "pack", PACKAGE, "--ignore-scripts", "--pack-destination", ".", "--cache", "npm-cache"]
+    options = "--ignore-scripts --pack-destination . --cache npm-cache --fetch-retries 1 --loglevel error"
     log = work / "npm.log"  # a pipe would be kept open by whatever npm leaves behind
     with log.open("wb") as output:
-        _run([*command, "--loglevel", "error"], work, output, progress)
+        _run([npm, "pack", PACKAGE, *options.split()], work, output, progress)
     tarball = next(work.glob("*.tgz"), None)
     if tarball is None:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        raise _SourceError(f"npm: {next(filter(str.strip, lines), 'no package came')[:200]}")
+        raise _SourceError(next(filter(str.strip, lines), "npm: no package came")[:200])
     return tarball
 
 

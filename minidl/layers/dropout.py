@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import backend, checks
-from ..backend import Array
+from .. import checks
+from ..backend import Array, generator, of
 from ..initializers import Rng
 from ..layer import Layer
 
@@ -29,14 +29,14 @@ class Dropout(Layer):
         # dtype and backend are those of x; both are taken so that all layers are made alike.
         checks.float_dtype(dtype)
         self.p = checks.number("p", p, 0.0, 1.0)
-        self.seed = int(_generator_seed(rng))
+        self.seed = int(generator(rng).integers(2**63))
 
     def forward(self, x: Array, step: int = 0, rows: Array | None = None) -> tuple[Array, DropoutCache]:
         if x.ndim != 2 or x.shape[0] == 0:
             raise ValueError(f"x must have shape (N, D) with N at least 1, got {x.shape}")
         if self.p == 0.0:
             return x, DropoutCache(None)
-        xp = backend.of(x)
+        xp = of(x)
         rows = np.arange(x.shape[0]) if rows is None else np.asarray(rows)
         if rows.shape != x.shape[:1] or rows.dtype.kind not in "iu":
             raise ValueError(f"rows must hold one integer for each of the {x.shape[0]} rows, got {rows.shape}")
@@ -53,10 +53,6 @@ class Dropout(Layer):
     def backward(self, dy: Array, cache: DropoutCache) -> Array:
         """dL/dx = dy * m / (1 - p)."""
         return dy if cache.scale is None else dy * cache.scale
-
-
-def _generator_seed(rng: Rng) -> int:
-    return backend.generator(rng).integers(2**63)
 
 
 def _keys(seed: int, step: int, rows: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:

@@ -180,9 +180,7 @@ class LSTM(Layer):
         self.bias.grad += dz.sum(axis=0)
         return dz @ self.weight_ih.data, (dh, dc)
 
-    def __call__(
-        self, x: Array, batch_sizes: Sequence[int], state: State | None = None
-    ) -> tuple[Array, State]:
+    def __call__(self, x: Array, batch_sizes: Sequence[int], state: State | None = None) -> tuple[Array, State]:
         """Inference: (y, (h, c)), no cache."""
         return self.forward(x, batch_sizes, state)[0]
 

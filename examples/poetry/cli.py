@@ -1,0 +1,134 @@
+"""What the programs share on the command line: argument types, one-line errors, UTF-8, folders for results."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import minidl
+
+METRICS = "metrics.jsonl"
+
+
+class UsageError(Exception):
+    """Something that the user asked for cannot be done; the message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows every default in --help and tells a wrong argument in one line."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `low`, at most `high`."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            span = f"at least {low}" if high is None else f"{low} to {high}"
+            raise argparse.ArgumentTypeError(f"expected a whole number, {span}, got {text!r}")
+        return value
+
+    return convert
+
+
+def real(test: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """An argparse type: a finite number for which `test` holds."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not test(value):
+            raise argparse.ArgumentTypeError(f"expected a finite number {expected}, got {text!r}")
+        return value
+
+    return convert
+
+
+positive = real(lambda value: value > 0, "above 0")
+
+
+def prepare_folder(path: Path) -> Path:
+    """Make `path` and try to write in it; UsageError if that fails or if it already holds a run."""
+    if (path / METRICS).exists():
+        raise UsageError(f"--out {path} already holds a run; choose another folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def next_run(parent: Path) -> Path:
+    """The first of parent/1, parent/2, ... that holds no run."""
+    number = 1
+    while (parent / str(number) / METRICS).exists():
+        number += 1
+    return parent / str(number)
+
+
+@contextlib.contextmanager
+def metrics_file(folder: Path) -> Iterator[Callable[[Mapping[str, object]], None]]:
+    """A function that appends one JSON object a line to the folder's metrics, each on the disk at once.
+
+    The file marks the folder as taken. It goes again if nothing was written.
+    """
+    try:
+        file = (folder / METRICS).open("x", encoding="utf-8")
+    except FileExistsError as error:
+        raise UsageError(f"--out {folder} holds a run that another program has just begun") from error
+    try:
+        with file:
+            yield lambda values: print(json.dumps(values), file=file, flush=True)
+    finally:
+        if (folder / METRICS).stat().st_size == 0:
+            (folder / METRICS).unlink()
+
+
+def note(text: str) -> None:
+    """One line for the person at the terminal; standard output is for poems."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
+    """Call `main` as a program: exit code 2 and one line for a UsageError, one of `errors` or the system's.
+
+    Both streams are UTF-8 on every platform. Ctrl-C exits with 130, and a reader that went away (`| head`)
+    is no error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        note("interrupted")
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at exit
+        code = 0
+    except (UsageError, minidl.BackendError, minidl.CheckpointError, OSError, MemoryError, *errors) as error:
+        name = Path(sys.argv[0]).name
+        note(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}")
+        code = 2
+    sys.exit(code)

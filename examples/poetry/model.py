@@ -1,0 +1,112 @@
+"""PoemModel: Embedding, one LSTM and the projection to the vocabulary, with its file format."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+from vocabulary import Vocabulary
+
+import minidl
+from minidl.backend import Array
+
+State = tuple[Array, Array]
+
+
+class Batch(NamedTuple):
+    """Poems as packed rows: the id at each place, and the id that should follow it."""
+
+    inputs: np.ndarray  # (N,)
+    targets: np.ndarray  # (N,)
+    batch_sizes: list[int]
+    real: np.ndarray | None = None  # (N,): False where the target is a pad; None where there are no pads
+
+
+class Nats(NamedTuple):
+    """Summed cross-entropy in nats: of the targets that are really there, and of pads."""
+
+    real: Array
+    pads: Array
+
+
+class PoemModel(minidl.Layer):
+    """ids -> embedding -> dropout -> LSTM -> dropout -> logits over the vocabulary."""
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        embedding_size: int = 128,
+        hidden_size: int = 256,
+        dropout: float = 0.0,
+        *,
+        backend: str = "numpy",
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        rng = np.random.default_rng(rng)
+        self.settings = {"embedding_size": embedding_size, "hidden_size": hidden_size, "dropout": dropout}
+        self.embedding = minidl.Embedding(vocabulary_size, embedding_size, backend=backend, rng=rng)
+        self.lstm = minidl.LSTM(embedding_size, hidden_size, backend=backend, rng=rng)
+        self.head = minidl.LinearCrossEntropy(hidden_size, vocabulary_size, backend=backend, rng=rng)
+        self.dropouts = [minidl.Dropout(dropout, rng=rng) for _ in range(2)]
+
+    def forward_backward(self, batch: Batch, step: int) -> Nats:
+        """The batch's nats; adds the gradient of their mean over all N rows to every parameter's."""
+        x, embedding_cache = self.embedding.forward(batch.inputs)  # (N, E)
+        x, first_mask = self.dropouts[0].forward(x, step)
+        (h, _), lstm_cache = self.lstm.forward(x, batch.batch_sizes)  # (N, H)
+        h, second_mask = self.dropouts[1].forward(h, step)
+        nats, dh = self._head_forward_backward(h, batch)
+        dh = self.dropouts[1].backward(dh, second_mask)
+        dx, _ = self.lstm.backward(dh, lstm_cache)
+        dx = self.dropouts[0].backward(dx, first_mask)
+        self.embedding.backward(dx, embedding_cache)
+        return nats
+
+    def _head_forward_backward(self, h: Array, batch: Batch) -> tuple[Nats, Array]:
+        total = len(batch.targets)
+        if batch.real is None:
+            loss, dh = self.head.forward_backward(h, batch.targets)
+            return Nats(loss * total, 0.0), dh
+        dh, nats = minidl.backend.of(h).empty_like(h), []
+        for rows in _rows_of(batch.real):  # apart, so that each has its own sum; the gradient is that of the whole
+            loss, dh[rows] = self.head.forward_backward(h[rows], batch.targets[rows], total)
+            nats.append(loss * total)
+        return Nats(*nats, *[0.0] * (2 - len(nats))), dh
+
+    def nats(self, batch: Batch) -> Nats:
+        """The batch's nats without dropout and without a gradient."""
+        h, _ = self.lstm(self.embedding(batch.inputs), batch.batch_sizes)
+        if batch.real is None:
+            return Nats(self.head(h, batch.targets, total=1), 0.0)
+        nats = [self.head(h[rows], batch.targets[rows], total=1) for rows in _rows_of(batch.real)]
+        return Nats(*nats, *[0.0] * (2 - len(nats)))
+
+    def next_logits(self, ids: np.ndarray, state: State | None) -> tuple[Array, State]:
+        """One step of writing: from the latest ids (B,) and the state to the logits (B, V) of the next ones."""
+        h, state = self.lstm(self.embedding(ids), [len(ids)], state)
+        return self.head.logits(h), state
+
+
+def _rows_of(real: np.ndarray) -> list[np.ndarray]:
+    """The rows of real targets (there always are some), and those of pads if there are any."""
+    return [rows for rows in (np.flatnonzero(real), np.flatnonzero(~real)) if len(rows)]
+
+
+def save_model(path: str | os.PathLike[str], model: PoemModel, vocabulary: Vocabulary, **facts: Any) -> None:
+    """The weights, with the vocabulary, the sizes and further JSON `facts` in the file's metadata."""
+    metadata = {"kind": "poem model", "settings": model.settings, "tokens": vocabulary.tokens, **facts}
+    minidl.save(path, model.state_dict(), metadata)
+
+
+def load_model(path: str | os.PathLike[str], backend: str = "numpy") -> tuple[PoemModel, Vocabulary, dict[str, Any]]:
+    """(model, vocabulary, metadata) from a file that `save_model` wrote; CheckpointError if it is something else."""
+    tensors, metadata = minidl.load(path)
+    try:
+        vocabulary = Vocabulary(metadata["tokens"])
+        model = PoemModel(len(vocabulary), **metadata["settings"], backend=backend, rng=0)
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a poem model ({error})") from error
+    return model, vocabulary, metadata

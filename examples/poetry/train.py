@@ -1,0 +1,179 @@
+"""Train an LSTM on the Tang poems, watch it learn, and read what it writes.
+
+python examples/poetry/train.py                     the default recipe, on the report's 8 files
+python examples/poetry/train.py --protocol report   the report's own experiment, as it was
+python examples/poetry/train.py --text FILE         your own poems or prose, one a line
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import cli
+import corpus
+import numpy as np
+import protocol
+from model import PoemModel, save_model
+from training import Diverged, Task, fit, packed_task, test_figures
+from verse import STARTS, write_poems
+from vocabulary import Vocabulary
+
+import minidl
+from minidl.optimizers import Optimizer
+from minidl.parameter import Parameter
+
+LEARNING_RATES = {"adam": 0.005, "adagrad": 0.03, "adadelta": 1.0, "sgd": 1.0}
+MAX_LENGTH = 49
+
+
+def main() -> int:
+    args = parse_arguments()
+    minidl.backend.get(args.backend)
+    out = cli.prepare_folder(args.out)
+    task = report_task(args) if args.protocol else default_task(args)
+
+    rng = np.random.default_rng(args.seed)
+    model = PoemModel(
+        len(task.vocabulary), args.embedding_size, args.hidden_size, args.dropout, backend=args.backend, rng=rng
+    )
+    optimizer = build_optimizer(args)(model.parameters())
+    weights = sum(parameter.data.size for parameter in model.parameters())
+    cli.note(f"{weights:,} weights, {args.optimizer} with learning rate {args.lr:g}, seed {args.seed}, into {out}")
+
+    epochs = fit(
+        model,
+        optimizer,
+        task,
+        epochs=args.epochs,
+        patience=args.patience,
+        clip=args.clip,
+        pads_count=bool(args.protocol),
+        rng=rng,
+    )
+    arguments = {name: value if isinstance(value, (int, float)) else str(value) for name, value in vars(args).items()}
+    lines = []
+    with cli.metrics_file(out) as write:
+        for line, improved in epochs:
+            lines.append(line)
+            write(line)
+            cli.note(epoch_text(line))
+            if improved:
+                save_model(out / "model.safetensors", model, task.vocabulary, epoch=line["epoch"], arguments=arguments)
+        last = last_line(args, task, model, lines)
+        write(last)
+    draw_and_write(args, task, model, lines)
+    return 0
+
+
+def parse_arguments() -> Namespace:
+    parser = cli.Parser("Train an LSTM on the Tang poems; writes metrics, curves, poems and the best model to --out.")
+    add = parser.add_argument
+    add("--backend", default="numpy", choices=["numpy", "cupy"], help="numpy: the processor; cupy: an NVIDIA GPU")
+    add("--corpus", type=Path, metavar="DIR", help="a folder with poet.tang.N.json files; without it they are fetched")
+    add("--files", type=cli.whole(1, 58), default=protocol.FILES, help="how many of the 58 Tang files, from the first")
+    add("--text", type=Path, metavar="FILE", help="train on this UTF-8 text instead, one poem or passage a line")
+    add("--protocol", choices=["report"], help="repeat the report's experiment: its rows, pads, split, start and stop")
+    add("--optimizer", default="adam", choices=list(LEARNING_RATES), help="how weights follow gradients")
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
+    add("--lr", type=cli.positive, help=f"learning rate; without it {rates}")
+    add("--epochs", type=cli.whole(1), default=protocol.EPOCHS, help="at most this many passes over the training part")
+    add("--patience", type=cli.whole(1), default=3, help="stop after so many epochs in a row without a better one")
+    add("--batch-size", type=cli.whole(1), default=protocol.BATCH_SIZE, help="poems a step")
+    add("--hidden-size", type=cli.whole(1), default=protocol.HIDDEN_SIZE, help="units of the LSTM")
+    add("--embedding-size", type=cli.whole(1), default=protocol.EMBEDDING_SIZE, help="numbers a character")
+    share = cli.real(lambda p: 0 <= p < 1, "from 0 to below 1")
+    add("--dropout", type=share, default=0.3, help="share of units that a training step leaves out")
+    add("--clip", type=cli.positive, default=1.0, help="largest norm of the gradient")
+    add("--out", type=Path, metavar="DIR", help="a new folder for the results; without it runs/1, runs/2, ...")
+    add("--seed", type=cli.whole(0), default=0, help="of all random numbers")
+    args = parser.parse_args()
+    if args.protocol:
+        fix_protocol(parser, args)
+    if args.text and args.corpus:
+        parser.error("--text and --corpus exclude each other")
+    args.lr = args.lr or (protocol.LEARNING_RATES if args.protocol else LEARNING_RATES)[args.optimizer]
+    args.out = args.out or cli.next_run(Path("runs"))
+    return args
+
+
+def fix_protocol(parser: cli.Parser, args: Namespace) -> None:
+    """The report's settings; an argument that would change them is an error."""
+    for name in ("files", "text", "batch_size", "hidden_size", "embedding_size", "dropout", "clip", "patience"):
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} does not go with --protocol report, which fixes it")
+    if args.optimizer not in protocol.LEARNING_RATES:
+        parser.error(f"--protocol report knows the optimizers {', '.join(protocol.LEARNING_RATES)}")
+    args.dropout, args.clip, args.patience = 0.0, None, 1
+
+
+def build_optimizer(args: Namespace) -> Callable[[list[Parameter]], Optimizer]:
+    return {
+        "adam": lambda params: minidl.Adam(params, args.lr),
+        "adagrad": lambda params: minidl.AdaGrad(params, args.lr),
+        "adadelta": lambda params: minidl.Adadelta(params, args.lr),
+        "sgd": lambda params: minidl.SGD(params, args.lr, momentum=0.9),
+    }[args.optimizer]
+
+
+def default_task(args: Namespace) -> Task:
+    """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
+    found = corpus.read_text(args.text) if args.text else corpus.load(args.corpus, args.files, max_length=MAX_LENGTH)
+    parts = corpus.split(found.poems)
+    if not all(parts):
+        raise cli.UsageError(f"{len(found.poems)} poems are too few: a training, validation or test part is empty")
+    vocabulary = Vocabulary.build(parts[0])
+    cli.note(f"{' / '.join(f'{len(part):,}' for part in parts)} poems to train / validate / test, {counts_text(found)}")
+    return packed_task(parts, vocabulary, args.batch_size)
+
+
+def report_task(args: Namespace) -> Task:
+    found = corpus.load(args.corpus, args.files, max_length=MAX_LENGTH, unique=False)
+    try:
+        task = protocol.report_task(found.poems)
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from error
+    cli.note(f"{len(found.poems):,} poems in the report's order, {counts_text(found)}")
+    return task
+
+
+def counts_text(found: corpus.Corpus) -> str:
+    skipped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in found.counts.items() if count]
+    return f"of {', '.join(skipped)}"
+
+
+def epoch_text(line: dict[str, float]) -> str:
+    report = f", with pads {line['report_cross_entropy']:.3f}" if "report_cross_entropy" in line else ""
+    return (
+        f"epoch {line['epoch']:2}  train {line['train_loss']:.3f}  validation {line['validation_loss']:.3f} nats/char"
+        f" (perplexity {line['validation_perplexity']:.1f}{report})  {line['chars_per_second']:,.0f} chars/s"
+    )
+
+
+def last_line(args: Namespace, task: Task, model: PoemModel, lines: list[dict[str, float]]) -> dict[str, float]:
+    """The figures to quote, of the best epoch."""
+    if args.protocol:
+        return {**min(lines, key=lambda line: line["report_cross_entropy"]), "selected_on_test": True}
+    last = test_figures(model, task)
+    cli.note(
+        f"test {last['test_loss']:.3f} nats/char (perplexity {last['test_perplexity']:.1f}) over "
+        f"{last['test_targets']:,} targets; vocabulary {last['vocabulary_size']:,}, {last['unknown_rate']:.2%} unknown"
+    )
+    return last
+
+
+def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[dict[str, float]]) -> None:
+    """The curves, and a poem for each of the report's seven first characters."""
+    import figures  # matplotlib is slow to import, and wanted only here
+
+    figures.draw_curves(args.out / "curves.png", lines, protocol.REPORTED[args.optimizer] if args.protocol else None)
+    known = [start for start in STARTS if start in task.vocabulary]
+    poems = dict(zip(known, write_poems(model, task.vocabulary, known, MAX_LENGTH, argmax=True), strict=True))
+    text = "\n".join(poems.get(start, f"({start}: not in this corpus's vocabulary)") for start in STARTS)
+    (args.out / "poems.txt").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    cli.run(main, corpus.CorpusError, Diverged)

@@ -1,0 +1,182 @@
+"""The training loop: poems as batches, epochs, evaluation, and the rule that stops."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from model import Batch, Nats, PoemModel
+from tqdm import tqdm
+from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
+
+import minidl
+from minidl.optimizers import Optimizer
+
+
+class Task(NamedTuple):
+    """What there is to learn: a vocabulary, and the batches of each part of the corpus."""
+
+    vocabulary: Vocabulary
+    train: Callable[[np.random.Generator], Iterable[Batch]]  # one epoch's batches
+    steps: int  # batches an epoch
+    validation: Sequence[Batch]
+    test: Sequence[Batch]  # empty where no third part was held back
+
+
+class Rows:
+    """Encoded poems in one flat int32 array, each as begin, c1 ... cn, end."""
+
+    def __init__(self, poems: Sequence[str], vocabulary: Vocabulary) -> None:
+        begin, end = vocabulary.ids[BEGIN], vocabulary.ids[END]
+        self.lengths = np.array([len(poem) + 1 for poem in poems])  # targets: the characters and the end
+        self.starts = np.cumsum(self.lengths + 1) - (self.lengths + 1)
+        self.ids = np.empty(int(self.lengths.sum()) + len(poems), np.int32)
+        for poem, start in zip(poems, self.starts, strict=True):
+            self.ids[start : start + len(poem) + 2] = [begin, *vocabulary.encode(poem), end]
+
+    def batch(self, picked: np.ndarray) -> Batch:
+        """The poems `picked`, packed: input begin, c1 ... cn and target c1 ... cn, end."""
+        rows = [self.ids[self.starts[index] : self.starts[index] + self.lengths[index] + 1] for index in picked]
+        inputs, targets = minidl.pack([row[:-1] for row in rows]), minidl.pack([row[1:] for row in rows])
+        return Batch(inputs.data, targets.data, inputs.batch_sizes.tolist())
+
+    def batches(self, batch_size: int, rng: np.random.Generator | int) -> Iterator[Batch]:
+        """All poems once, in shuffled batches of like lengths."""
+        return (self.batch(picked) for picked in minidl.bucketed_batches(self.lengths, batch_size, rng))
+
+
+def packed_task(parts: Sequence[Sequence[str]], vocabulary: Vocabulary, batch_size: int) -> Task:
+    """A Task of (train, validation, test) poems, without a pad anywhere."""
+    train, validation, test = (Rows(part, vocabulary) for part in parts)
+    return Task(
+        vocabulary,
+        lambda rng: train.batches(batch_size, rng),
+        math.ceil(len(train.lengths) / batch_size),
+        list(validation.batches(batch_size, 0)),
+        list(test.batches(batch_size, 0)),
+    )
+
+
+class Mean:
+    """Nats a target, summed batch by batch (on the device, where the model is on one)."""
+
+    def __init__(self) -> None:
+        self.real_nats: Any = 0.0
+        self.pad_nats: Any = 0.0
+        self.targets = self.places = 0
+
+    def add(self, nats: Nats, batch: Batch) -> None:
+        self.real_nats = self.real_nats + nats.real
+        self.pad_nats = self.pad_nats + nats.pads
+        self.places += len(batch.targets)
+        self.targets += len(batch.targets) if batch.real is None else int(batch.real.sum())
+
+    @property
+    def loss(self) -> float:
+        """Cross-entropy in nats a real target: a character or an end mark."""
+        return float(minidl.to_host(self.real_nats)) / self.targets
+
+    @property
+    def loss_with_pads(self) -> float:
+        """Cross-entropy in nats a place, pads included: the figure that the report gives."""
+        return float(minidl.to_host(self.real_nats + self.pad_nats)) / self.places
+
+
+class Diverged(Exception):
+    """The loss or a gradient is not finite any more."""
+
+
+def train_epoch(
+    model: PoemModel, optimizer: Optimizer, batches: Iterable[Batch], clip: float | None, progress: tqdm
+) -> Mean:
+    """One pass over `batches` with one optimizer step each."""
+    mean = Mean()
+    for batch in batches:
+        optimizer.zero_grad()
+        mean.add(model.forward_backward(batch, optimizer.steps), batch)
+        if clip is not None:
+            minidl.clip_grad_norm(optimizer.params, clip)
+        optimizer.step()
+        progress.update()
+        if optimizer.steps % 10 == 0:  # reading the loss makes the host wait for a GPU
+            progress.set_postfix_str(f"{mean.loss:.3f} nats/char")
+    return mean
+
+
+def evaluate(model: PoemModel, batches: Iterable[Batch]) -> Mean:
+    """The mean over `batches`, without dropout."""
+    mean = Mean()
+    for batch in batches:
+        mean.add(model.nats(batch), batch)
+    return mean
+
+
+def fit(
+    model: PoemModel,
+    optimizer: Optimizer,
+    task: Task,
+    *,
+    epochs: int,
+    patience: int,
+    clip: float | None = None,
+    pads_count: bool = False,
+    rng: int | np.random.Generator | None = None,
+    quiet: bool = False,
+) -> Iterator[tuple[dict[str, float], bool]]:
+    """Train; yields each epoch's metrics and whether it is the best so far. At the end `model` has the best weights.
+
+    Stops after `patience` epochs in a row without a better validation loss. `pads_count` adds the report's
+    figures and watches those. `seconds` and `chars_per_second` are of training alone, validation left out.
+    Raises Diverged, with the best weights so far in `model`.
+    """
+    rng = np.random.default_rng(rng)
+    best, best_weights, waited = math.inf, model.state_dict(), 0
+    try:
+        for epoch in range(1, epochs + 1):
+            started = time.perf_counter()
+            with tqdm(total=task.steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet) as progress:
+                train = train_epoch(model, optimizer, task.train(rng), clip, progress)
+            train_loss = train.loss  # read before the clock: a GPU has finished then
+            seconds = time.perf_counter() - started
+            validation = evaluate(model, task.validation)
+            if not math.isfinite(train_loss + validation.loss):
+                raise FloatingPointError("the loss is not finite")
+            line = {
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "validation_loss": validation.loss,
+                "validation_perplexity": math.exp(min(validation.loss, 700)),
+                "seconds": seconds,
+                "chars_per_second": train.targets / seconds,
+            }
+            if pads_count:
+                line["report_cross_entropy"] = validation.loss_with_pads
+                line["report_perplexity"] = 2**validation.loss_with_pads
+            watched = validation.loss_with_pads if pads_count else validation.loss
+            waited = 0 if watched < best else waited + 1
+            if watched < best:
+                best, best_weights = watched, model.state_dict()
+            yield line, waited == 0
+            if waited >= patience:
+                break
+    except FloatingPointError as error:
+        raise Diverged(f"training diverged in step {optimizer.steps + 1}: {error}; try a smaller --lr") from error
+    finally:
+        model.load_state_dict(best_weights)
+
+
+def test_figures(model: PoemModel, task: Task) -> dict[str, float]:
+    """The last line of the metrics: the held-back part, used once."""
+    mean = evaluate(model, task.test)
+    unknown = task.vocabulary.ids[UNKNOWN]
+    unknowns = sum(int((batch.targets == unknown).sum()) for batch in task.test)
+    return {
+        "test_loss": mean.loss,
+        "test_perplexity": math.exp(min(mean.loss, 700)),
+        "test_targets": mean.targets,
+        "vocabulary_size": len(task.vocabulary),
+        "unknown_rate": unknowns / mean.targets,
+    }

@@ -1,0 +1,47 @@
+"""Vocabulary: characters and marks as ids, and poems as rows of ids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+BEGIN, END, UNKNOWN, PAD = "<begin>", "<end>", "<unknown>", "<pad>"
+
+
+class Vocabulary:
+    """Tokens in order of their ids: first some of the four marks above, then single characters."""
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self.tokens = list(tokens)
+        self.ids = {token: index for index, token in enumerate(self.tokens)}
+        if len(self.ids) != len(self.tokens) or not {END, UNKNOWN} <= self.ids.keys():
+            raise ValueError(f"a vocabulary holds every token once, {END} and {UNKNOWN} among them")
+        self.marks = [self.ids[mark] for mark in (BEGIN, END, UNKNOWN, PAD) if mark in self.ids]
+
+    @classmethod
+    def build(cls, poems: Iterable[str], marks: Sequence[str] = (BEGIN, END, UNKNOWN)) -> Vocabulary:
+        """`marks`, then all characters seen more than once, by falling frequency (ties: first seen)."""
+        counts = Counter(character for poem in poems for character in poem)
+        return cls([*marks, *(character for character, count in counts.most_common() if count > 1)])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __contains__(self, character: object) -> bool:
+        return character in self.ids
+
+    def encode(self, poem: str) -> np.ndarray:
+        """Ids (len(poem),) as int32; a character that the vocabulary lacks becomes the unknown mark."""
+        unknown = self.ids[UNKNOWN]
+        return np.array([self.ids.get(character, unknown) for character in poem], np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The characters of `ids` up to the end mark."""
+        text = []
+        for index in ids:
+            if index == self.ids[END]:
+                break
+            text.append(self.tokens[index])
+        return "".join(text)

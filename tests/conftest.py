@@ -1,0 +1,11 @@
+"""Set up before any test: the example's modules by name, and hypothesis without a clock or a database."""
+
+import sys
+from pathlib import Path
+
+from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "poetry"))
+
+settings.register_profile("suite", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("suite")

@@ -1,0 +1,269 @@
+"""A double of CuPy over NumPy, so that the device's rules can be tested where there is no GPU.
+
+`install(monkeypatch)` puts it in `sys.modules` as "cupy" (and "cupyx"). It has the functions that minidl calls
+and no others: an AttributeError or an unknown keyword means that something new is called, to be looked up in
+CuPy's reference and added here. It is strict where CuPy is:
+
+- host and device arrays do not mix, and nothing turns into a NumPy array but by `.get()`;
+- reductions give 0-d device arrays; ufuncs take `out` but no `where`;
+- float(), int(), bool(), get(), printing and indexing by a mask make the host wait: noted in `syncs`;
+- an index array out of range wraps around without a word;
+- arithmetic never warns; new memory is not zeroed (here it is NaN, so that reading it shows).
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+syncs: list[str] = []  # what made the host wait, in order
+
+
+class ndarray:
+    """Stands for cupy.ndarray. `_host` is the NumPy array that plays the device's memory."""
+
+    __array_ufunc__ = None  # `numpy_array + device_array` comes to our operator, which refuses
+    __iter__ = None
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, host: np.ndarray) -> None:
+        self._host = host
+
+    shape = property(lambda self: self._host.shape)
+    ndim = property(lambda self: self._host.ndim)
+    size = property(lambda self: self._host.size)
+    dtype = property(lambda self: self._host.dtype)
+    itemsize = property(lambda self: self._host.itemsize)
+    T = property(lambda self: ndarray(self._host.T))
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    # what makes the host wait
+
+    def get(self) -> np.ndarray:
+        syncs.append("get")
+        return self._host.copy()
+
+    def __float__(self) -> float:
+        syncs.append("float")
+        return float(self._host)
+
+    def __int__(self) -> int:
+        syncs.append("int")
+        return int(self._host)
+
+    def __bool__(self) -> bool:
+        syncs.append("bool")
+        return bool(self._host)
+
+    def __repr__(self) -> str:
+        syncs.append("repr")
+        return f"device {self._host!r}"
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Use `.get()`.")
+
+    # what does not
+
+    def copy(self) -> ndarray:
+        return ndarray(self._host.copy())
+
+    def reshape(self, *shape: Any) -> ndarray:
+        return ndarray(self._host.reshape(*shape))
+
+    def astype(self, dtype: Any) -> ndarray:
+        return ndarray(self._host.astype(dtype))
+
+    def sum(self, axis: int | None = None, dtype: Any = None, keepdims: bool = False) -> ndarray:
+        return _device(self._host.sum(axis=axis, dtype=dtype, keepdims=keepdims))
+
+    def max(self, axis: int | None = None, keepdims: bool = False) -> ndarray:
+        return _device(self._host.max(axis=axis, keepdims=keepdims))
+
+    def all(self) -> ndarray:
+        return _device(self._host.all())
+
+    def __getitem__(self, key: Any) -> ndarray:
+        return _device(self._host[self._key(key)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
+        self._host[self._key(key)] = _host(value)
+
+    def _key(self, key: Any) -> Any:
+        parts = key if isinstance(key, tuple) else (key,)
+        if not any(isinstance(part, ndarray) for part in parts):
+            if any(isinstance(part, (np.ndarray, list)) for part in parts):
+                raise TypeError("an index from the host would be uploaded at every use")
+            return key
+        indices = []
+        for axis, part in enumerate(parts):
+            if not isinstance(part, ndarray):
+                raise NotImplementedError("the double knows index arrays only from the first axis on")
+            if part.dtype == bool:
+                syncs.append("mask")
+                indices.append(part._host)
+            else:
+                indices.append(part._host % self.shape[axis])
+        return tuple(indices)
+
+
+def _device(result: Any) -> ndarray:
+    return ndarray(np.asarray(result))
+
+
+def _host(value: Any) -> Any:
+    """The NumPy value behind an operand; host arrays are refused, scalars are not."""
+    if isinstance(value, ndarray):
+        return value._host
+    if isinstance(value, (np.ndarray, list, tuple)):
+        raise TypeError(f"Unsupported type {type(value)}")
+    return value
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    function = getattr(operator, name)
+
+    def method(self: ndarray, *others: Any) -> ndarray:
+        with np.errstate(all="ignore"):
+            return _device(function(self._host, *(_host(other) for other in others)))
+
+    return method
+
+
+def _reflected(name: str) -> Callable[..., Any]:
+    function = getattr(operator, name)
+
+    def method(self: ndarray, other: Any) -> ndarray:
+        with np.errstate(all="ignore"):
+            return _device(function(_host(other), self._host))
+
+    return method
+
+
+def _in_place(name: str) -> Callable[..., Any]:
+    function = getattr(operator, name)
+
+    def method(self: ndarray, other: Any) -> ndarray:
+        with np.errstate(all="ignore"):
+            function(self._host, _host(other))
+        return self
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow", "and", "or", "xor", "lshift", "rshift", "matmul"):
+    setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
+    setattr(ndarray, f"__r{_name}__", _reflected(f"__{_name}__"))
+    if _name != "matmul":
+        setattr(ndarray, f"__i{_name}__", _in_place(f"__i{_name}__"))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne", "neg", "invert", "abs"):
+    setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def _ufunc(name: str) -> Callable[..., ndarray]:
+    function = getattr(np, name)
+
+    def call(*operands: Any, out: ndarray | None = None) -> ndarray:
+        if not any(isinstance(operand, ndarray) for operand in operands):
+            raise TypeError(f"{name} of host values only: {operands}")
+        with np.errstate(all="ignore"):
+            if out is None:
+                return _device(function(*map(_host, operands)))
+            function(*map(_host, operands), out=out._host)
+            return out
+
+    return call
+
+
+def asarray(values: Any, dtype: Any = None) -> ndarray:
+    if isinstance(values, ndarray):
+        return values if dtype in (None, values.dtype) else values.astype(dtype)
+    return ndarray(np.array(values, dtype))  # an upload, which the host need not wait for
+
+
+def zeros(shape: Any, dtype: Any = float) -> ndarray:
+    return ndarray(np.zeros(shape, dtype))
+
+
+def zeros_like(array: ndarray) -> ndarray:
+    return ndarray(np.zeros_like(_host(array)))
+
+
+def empty(shape: Any, dtype: Any = float) -> ndarray:
+    new = np.empty(shape, dtype)
+    new.fill(np.nan if new.dtype.kind == "f" else 113)
+    return ndarray(new)
+
+
+def empty_like(array: ndarray) -> ndarray:
+    return empty(array.shape, array.dtype)
+
+
+def arange(stop: int, dtype: Any = None) -> ndarray:
+    return ndarray(np.arange(stop, dtype=dtype))
+
+
+def stack(arrays: Sequence[ndarray]) -> ndarray:
+    return ndarray(np.stack([_host(array) for array in arrays]))
+
+
+def concatenate(arrays: Sequence[ndarray], axis: int = 0) -> ndarray:
+    return ndarray(np.concatenate([_host(array) for array in arrays], axis=axis))
+
+
+def dot(a: ndarray, b: ndarray) -> ndarray:
+    with np.errstate(all="ignore"):
+        return _device(np.dot(_host(a), _host(b)))
+
+
+def copyto(target: ndarray, source: Any, where: ndarray | None = None) -> None:
+    np.copyto(target._host, _host(source), where=True if where is None else _host(where))
+
+
+def scatter_add(target: ndarray, ids: ndarray, rows: ndarray) -> None:
+    np.add.at(target._host, _host(ids) % len(target), _host(rows))
+
+
+def install(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> types.ModuleType:
+    """The double as `sys.modules["cupy"]` until the test ends; the module is returned."""
+    syncs.clear()
+    cupy = types.ModuleType("cupy")
+    ufuncs = [
+        "tanh",
+        "exp",
+        "log",
+        "sqrt",
+        "abs",
+        "isfinite",
+        "add",
+        "subtract",
+        "multiply",
+        "divide",
+        "minimum",
+        "maximum",
+        "matmul",
+    ]
+    for name in ufuncs:
+        setattr(cupy, name, _ufunc(name))
+    functions = (asarray, zeros, zeros_like, empty, empty_like, arange, stack, concatenate, dot, copyto)
+    for thing in (ndarray, *functions):
+        setattr(cupy, thing.__name__, thing)
+    for name in ("float32", "float64", "int32", "int64", "uint32"):
+        setattr(cupy, name, getattr(np, name))
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: devices)
+    cupy.cuda = types.SimpleNamespace(runtime=runtime)  # type: ignore[attr-defined]
+    cupy.syncs = syncs  # type: ignore[attr-defined]
+    cupyx = types.ModuleType("cupyx")
+    cupyx.scatter_add = scatter_add  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupyx", cupyx)
+    return cupy

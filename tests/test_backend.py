@@ -1,0 +1,171 @@
+"""Which library an array belongs to, and what is said when CuPy cannot be used."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import device_double
+import numpy as np
+import pytest
+from helpers import refuses
+
+import minidl
+from minidl import backend
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    return device_double.install(monkeypatch)
+
+
+def test_numpy_by_name_and_by_array() -> None:
+    assert backend.get("numpy") is np
+    assert backend.of(np.zeros(3)) is np
+    assert backend.of(np.float32(1)) is np
+    assert not backend.is_device(np.zeros(3))
+
+
+@pytest.mark.parametrize("value", [[1.0], 1.0, None, "numpy"])
+def test_what_is_no_array_has_no_library(value: object) -> None:
+    with refuses(TypeError, "NumPy or CuPy array", type(value).__name__):
+        backend.of(value)
+
+
+CONSTRUCTORS = {
+    "Embedding": lambda **keywords: minidl.Embedding(3, 2, **keywords),
+    "Linear": lambda **keywords: minidl.Linear(3, 2, **keywords),
+    "LSTM": lambda **keywords: minidl.LSTM(3, 2, **keywords),
+    "Dropout": lambda **keywords: minidl.Dropout(0.5, **keywords),
+    "LinearCrossEntropy": lambda **keywords: minidl.LinearCrossEntropy(3, 2, **keywords),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_an_unknown_backend_is_refused_by_every_layer(name: str) -> None:
+    with refuses(ValueError, "backend", "'numpy' or 'cupy'", "'tpu'"):
+        CONSTRUCTORS[name](backend="tpu")
+
+
+def test_an_unknown_backend_is_refused_by_pack_and_to_backend() -> None:
+    with refuses(ValueError, "backend", "'tpu'"):
+        minidl.pack([[1, 2]], backend="tpu")
+    with refuses(ValueError, "backend", "'tpu'"):
+        minidl.to_backend(np.zeros(2), "tpu")
+
+
+@pytest.mark.parametrize("name", [name for name in CONSTRUCTORS if name != "Dropout"])
+def test_cupy_that_is_not_installed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)  # import then raises ModuleNotFoundError
+    with refuses(minidl.BackendError, "'cupy'", "cannot be imported", "pip install 'minidl[cuda12x]'"):
+        CONSTRUCTORS[name](backend="cupy")
+
+
+def test_cupy_whose_import_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cupy.py").write_text(
+        "raise OSError('libcudart.so.12: cannot open shared object file\\nsecond line')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with refuses(minidl.BackendError, "cannot be imported", "libcudart.so.12", "pip install"):
+        backend.get("cupy")
+
+
+def test_cupy_whose_import_breaks_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cupy.py").write_text("raise RuntimeError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with refuses(minidl.BackendError, "cannot be imported", "RuntimeError"):
+        backend.get("cupy")
+
+
+def test_a_folder_that_cupy_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cupy").mkdir()  # imports as an empty namespace package
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with refuses(minidl.BackendError, "'cupy'"):
+        backend.get("cupy")
+    try:
+        assert minidl.to_host(np.zeros(2)).shape == (2,)  # NumPy goes on working beside it
+    finally:
+        sys.modules.pop("cupy", None)
+
+
+def test_cupy_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    device_double.install(monkeypatch, devices=0)
+    with refuses(minidl.BackendError, "GPU", "sees none"):
+        minidl.Linear(3, 2, backend="cupy")
+
+
+def test_cupy_without_a_driver(cupy: Any) -> None:
+    def fail() -> int:
+        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient\nmore")
+
+    cupy.cuda.runtime.getDeviceCount = fail
+    with refuses(minidl.BackendError, "GPU", "driver", "cudaErrorInsufficientDriver"):
+        minidl.Linear(3, 2, backend="cupy")
+
+
+def test_cupy_by_name_and_by_array(cupy: Any) -> None:
+    assert backend.get("cupy") is cupy
+    array = minidl.to_backend(np.arange(3.0), "cupy")
+    assert backend.is_device(array) and backend.of(array) is cupy
+    assert not backend.is_device(np.zeros(3)) and backend.of(np.zeros(3)) is np
+    back = minidl.to_host(array)
+    assert type(back) is np.ndarray and back.tolist() == [0.0, 1.0, 2.0]
+    assert minidl.to_backend(array, "numpy").tolist() == [0.0, 1.0, 2.0]
+    assert minidl.to_backend(array, "cupy") is array
+
+
+def test_to_host_gives_numpy_arrays_as_they_are() -> None:
+    array = np.arange(3.0)
+    assert minidl.to_host(array) is array
+    assert minidl.to_backend(array, "numpy") is array
+    assert minidl.to_host([1, 2]).tolist() == [1, 2]
+
+
+def test_require_same_names_the_two_that_differ(cupy: Any) -> None:
+    host, device = np.zeros(2), cupy.zeros(2)
+    assert backend.require_same(a=host, b=host) is np
+    assert backend.require_same(a=device, b=device) is cupy
+    with refuses(TypeError, "b is a cupy array", "a is a numpy array", "minidl.to_host", "minidl.to_backend"):
+        backend.require_same(a=host, b=device)
+
+
+def test_generator_takes_a_seed_a_generator_or_none() -> None:
+    assert backend.generator(7).random() == backend.generator(np.int64(7)).random()
+    given = np.random.default_rng(1)
+    assert backend.generator(given) is given
+    assert backend.generator(None).random() != backend.generator(None).random()
+
+
+@pytest.mark.parametrize("rng", [True, 1.5, "seed", np.random.RandomState(0)])
+def test_generator_refuses_what_is_no_seed(rng: Any) -> None:
+    with refuses(TypeError, "rng", "int seed", type(rng).__name__):
+        backend.generator(rng)
+
+
+def test_generator_refuses_a_negative_seed() -> None:
+    with refuses(ValueError, "rng", "at least 0", "-1"):
+        backend.generator(-1)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])
+def test_add_rows_adds_repeated_ids_and_leaves_the_others(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    ids, rows = np.array([4, 1, 4, 4, 0, 1], dtype), rng.normal(size=(6, 3))
+    start = rng.normal(size=(6, 3))
+    target, expected = start.copy(), start.copy()
+    backend.add_rows(target, ids, rows)
+    for place, row in zip(ids, rows, strict=True):
+        expected[place] += row
+    np.testing.assert_allclose(target, expected, rtol=1e-14)
+    assert target[[2, 3, 5]].tobytes() == start[[2, 3, 5]].tobytes()
+
+
+def test_add_rows_on_a_device(cupy: Any) -> None:
+    target = cupy.zeros((3, 2))
+    backend.add_rows(target, cupy.asarray(np.array([2, 0, 2])), cupy.asarray(np.arange(6.0).reshape(3, 2)))
+    assert target.get().tolist() == [[2.0, 3.0], [0.0, 0.0], [4.0, 6.0]]
