@@ -29,13 +29,13 @@ WHOLE = {"whole": (True, True)}
 LENGTHS = (1, 2, 5, 10, 50)  # time steps of the error tables
 DELAYS = (5, 10, 20, 30)  # time steps of the task
 TOKENS, STEPS = 8, 500  # of the task
-H, I, B = 32, 16, 8
+H, INPUTS, B = 32, 16, 8
 
 
 def backward(
     layer: LSTM, dy: np.ndarray, cache: LSTMCache, candidate: bool, cell_road: bool
 ) -> tuple[np.ndarray, State]:
-    """LSTM.backward, without dh_{t-1} and dx_t's path through the candidate, without dc_{t-1}, or without both."""
+    """LSTM.backward, whole or without the path from dz_g to dh_{t-1} and dx_t, or with dc_{t-1} = 0."""
     with _candidate_cut(layer, not candidate), _cell_road_cut(not cell_road):
         return layer.backward(dy, cache)
 
@@ -81,9 +81,9 @@ def gradients(
 def random_run(length: int, seed: int, forget_bias: float = 0.0) -> tuple[LSTM, np.ndarray, LSTMCache]:
     """A fresh float64 LSTM, its cache after `length` steps of noise, and a random dL/dy for every step."""
     rng = np.random.default_rng(seed)
-    layer = LSTM(I, H, dtype="float64", rng=rng)
+    layer = LSTM(INPUTS, H, dtype="float64", rng=rng)
     layer.bias.data[H : 2 * H] = forget_bias
-    x = rng.normal(size=(length * B, I))
+    x = rng.normal(size=(length * B, INPUTS))
     h0, c0 = rng.normal(scale=0.5, size=(2, B, H))
     (y, _), cache = layer.forward(x, [B] * length, (h0, c0))
     return layer, rng.normal(size=y.shape), cache
@@ -111,7 +111,7 @@ def errors(seeds: int = 5) -> dict[str, dict[str, list[float]]]:
 
 
 def diagonal_only(grad: np.ndarray) -> np.ndarray:
-    """What is left of an outer product (4H, H) when diag[h_{t-1}] stands in for it: the four blocks' diagonals."""
+    """What diag[h_{t-1}] in place of an outer product leaves of (4H, H): the four blocks' diagonals."""
     return grad * np.tile(np.eye(grad.shape[1]), (4, 1))
 
 
@@ -127,9 +127,9 @@ def reach(distance: int, forget_bias: float, kept: tuple[bool, bool], seeds: int
 
 
 def remember_first(length: int, seed: int, kept: tuple[bool, bool]) -> float:
-    """Train to name the first of `length` random tokens after the last one; accuracy over the last 50 batches."""
+    """Train to name the first of `length` random tokens after the last; accuracy on the last 50 batches."""
     rng, batch = np.random.default_rng(seed), 32
-    embedding, layer = Embedding(TOKENS, I, rng=rng), LSTM(I, H, rng=rng)
+    embedding, layer = Embedding(TOKENS, INPUTS, rng=rng), LSTM(INPUTS, H, rng=rng)
     head = LinearCrossEntropy(H, TOKENS, rng=rng)
     layer.bias.data[H : 2 * H] = 2  # forget gates open (0.88), so that there is a road to cut
     optimizer = Adam(embedding.parameters() + layer.parameters() + head.parameters(), lr=0.01)

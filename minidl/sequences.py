@@ -64,7 +64,7 @@ def unpack(batch: PackedSequence) -> list[Array]:
 
 
 def bucketed_batches(
-    lengths: Sequence[int], batch_size: int, rng: int | np.random.Generator | None = None
+    lengths: Sequence[int] | np.ndarray, batch_size: int, rng: int | np.random.Generator | None = None
 ) -> list[np.ndarray]:
     """A random order of all sequences in batches of like lengths: a list of index arrays.
 

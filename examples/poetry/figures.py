@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import matplotlib
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREY, RED = "#20639b", "#ed8a19", "#8a8a8a", "#c0392b"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+MISSING_FONT = "The poems are in report.md: no installed font has\nChinese characters to draw them with."
 matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
@@ -46,12 +49,55 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], reported: Mappin
     figure.savefig(path, dpi=120)
 
 
+def draw_optimizers(path: Path, curves: Mapping[str, tuple[Sequence[Mapping[str, Any]], Mapping[int, float]]]) -> None:
+    """(metrics, the report's figures) by optimizer: lines are ours, crosses the report's."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for color, (name, (lines, reported)) in zip((BLUE, ORANGE, RED), curves.items(), strict=True):
+        ours = [line["report_cross_entropy"] for line in lines]
+        axes.plot([line["epoch"] for line in lines], ours, color=color, label=name)
+        axes.plot(list(reported), list(reported.values()), "x", color=color)
+    axes.plot([], [], "x", color=GREY, label="the report")
+    axes.set(xlabel="epoch", ylabel="test cross-entropy, pads included (nats)")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def draw_starts(path: Path, starts: Sequence[Any], frequencies: float) -> None:
+    """Losses by epoch from each start, above the loss of plain character `frequencies`."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(frequencies, color=GREY, linestyle="--", label="plain character frequencies")
+    for color, marker, start in zip((BLUE, RED, ORANGE), "oxs", starts, strict=True):
+        label = f"{start.title}: {start.distinct_units} different hidden units"
+        axes.plot(range(1, len(start.losses) + 1), start.losses, color=color, marker=marker, label=label)
+    axes.set(xlabel="epoch", ylabel="test cross-entropy (nats a real target)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def draw_poems(path: Path, poems: Sequence[str]) -> None:
+    """The poems as on a page: in columns from the top down, from right to left."""
+    columns = [line for poem in poems for line in (*textwrap.wrap(poem, 16, break_long_words=True), "")][:-1]
+    figure = Figure(figsize=(0.45 * len(columns) + 0.8, 6.4), facecolor="#fbf7ee")
+    font = chinese_font("".join(poems))
+    if font is None:
+        figure.text(0.5, 0.5, MISSING_FONT, ha="center", va="center", wrap=True)
+    else:
+        properties = font_manager.FontProperties(fname=font, size=17)
+        for place, column in enumerate(columns):
+            x = 1 - (0.4 + 0.45 * (place + 0.5)) / figure.get_figwidth()
+            figure.text(x, 0.95, "\n".join(column), ha="center", va="top", fontproperties=properties, linespacing=1.15)
+    figure.savefig(path, dpi=120)
+
+
 def chinese_font(text: str) -> str | None:
     """The path of an installed font that has all characters of `text`, or None."""
     wanted = {ord(character) for character in text if not character.isspace()}
     for path in sorted(font_manager.findSystemFonts()):
         try:
-            if wanted <= set(font_manager.get_font(path).get_charmap()):
+            if wanted <= font_manager.get_font(path).get_charmap().keys():
                 return path
         except (RuntimeError, OSError):  # not a font that matplotlib can read
             continue

@@ -16,7 +16,7 @@ from vocabulary import BEGIN, Vocabulary
 
 def main() -> int:
     args = parse_arguments()
-    path = args.model or newest_model(Path("runs"))
+    path = args.model or newest_model(cli.RUNS)
     model, vocabulary, facts = load_model(path)
     start = in_vocabulary(args.start, vocabulary)
     if not start and BEGIN not in vocabulary:

@@ -11,13 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from cli import UsageError
 from model import Batch
 from training import Task
 from vocabulary import END, PAD, UNKNOWN, Vocabulary
-
-import minidl
-from minidl.optimizers import Optimizer
-from minidl.parameter import Parameter
 
 FILES, WIDTH, BATCH_SIZE, EMBEDDING_SIZE, HIDDEN_SIZE = 8, 50, 256, 128, 256
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.01, "adadelta": 0.5}
@@ -42,13 +39,8 @@ POEMS = (
 )
 
 
-def build_optimizer(name: str, params: list[Parameter], lr: float) -> Optimizer:
-    """The report's optimizer of that name."""
-    return {"adam": minidl.Adam, "adagrad": minidl.AdaGrad, "adadelta": minidl.Adadelta}[name](params, lr)
-
-
 def report_task(poems: Sequence[str], batch_size: int = BATCH_SIZE, width: int = WIDTH) -> Task:
-    """The report's batches of `poems`; ValueError if they do not fill one batch for each of the two parts."""
+    """The report's batches of `poems`; UsageError if they do not fill one batch for each of the two parts."""
     vocabulary = Vocabulary.build(poems, marks=(END, UNKNOWN, PAD))
     rows = np.full((2, len(poems), width), vocabulary.ids[PAD], np.int32)  # inputs and targets
     for row, poem in enumerate(poems):
@@ -57,7 +49,7 @@ def report_task(poems: Sequence[str], batch_size: int = BATCH_SIZE, width: int =
         rows[1, row, : len(ids)] = [*ids[1:], vocabulary.ids[END]]
     train = int(0.9 * len(poems) / batch_size) * batch_size
     if not 0 < train < len(poems):
-        raise ValueError(f"{len(poems)} poems are too few for the report's split into batches of {batch_size}")
+        raise UsageError(f"{len(poems)} poems are too few for the report's split into batches of {batch_size}")
     batches = [
         _batch(rows[:, start:stop], vocabulary.ids[PAD])
         for first, last in ((0, train), (train, len(poems)))

@@ -8,7 +8,6 @@ python examples/poetry/train.py --text FILE         your own poems or prose, one
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
 import cli
@@ -16,13 +15,11 @@ import corpus
 import numpy as np
 import protocol
 from model import PoemModel, save_model
-from training import Diverged, Task, fit, packed_task, test_figures
+from training import Diverged, Task, build_optimizer, fit, packed_task, test_figures
 from verse import STARTS, write_poems
 from vocabulary import Vocabulary
 
 import minidl
-from minidl.optimizers import Optimizer
-from minidl.parameter import Parameter
 
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.03, "adadelta": 1.0, "sgd": 1.0}
 MAX_LENGTH = 49
@@ -38,7 +35,7 @@ def main() -> int:
     model = PoemModel(
         len(task.vocabulary), args.embedding_size, args.hidden_size, args.dropout, backend=args.backend, rng=rng
     )
-    optimizer = build_optimizer(args)(model.parameters())
+    optimizer = build_optimizer(args.optimizer, model.parameters(), args.lr)
     weights = sum(parameter.data.size for parameter in model.parameters())
     cli.note(f"{weights:,} weights, {args.optimizer} with learning rate {args.lr:g}, seed {args.seed}, into {out}")
 
@@ -94,7 +91,7 @@ def parse_arguments() -> Namespace:
     if args.text and args.corpus:
         parser.error("--text and --corpus exclude each other")
     args.lr = args.lr or (protocol.LEARNING_RATES if args.protocol else LEARNING_RATES)[args.optimizer]
-    args.out = args.out or cli.next_run(Path("runs"))
+    args.out = args.out or cli.next_run()
     return args
 
 
@@ -106,15 +103,6 @@ def fix_protocol(parser: cli.Parser, args: Namespace) -> None:
     if args.optimizer not in protocol.LEARNING_RATES:
         parser.error(f"--protocol report knows the optimizers {', '.join(protocol.LEARNING_RATES)}")
     args.dropout, args.clip, args.patience = 0.0, None, 1
-
-
-def build_optimizer(args: Namespace) -> Callable[[list[Parameter]], Optimizer]:
-    return {
-        "adam": lambda params: minidl.Adam(params, args.lr),
-        "adagrad": lambda params: minidl.AdaGrad(params, args.lr),
-        "adadelta": lambda params: minidl.Adadelta(params, args.lr),
-        "sgd": lambda params: minidl.SGD(params, args.lr, momentum=0.9),
-    }[args.optimizer]
 
 
 def default_task(args: Namespace) -> Task:
@@ -130,10 +118,7 @@ def default_task(args: Namespace) -> Task:
 
 def report_task(args: Namespace) -> Task:
     found = corpus.load(args.corpus, args.files, max_length=MAX_LENGTH, unique=False)
-    try:
-        task = protocol.report_task(found.poems)
-    except ValueError as error:
-        raise cli.UsageError(str(error)) from error
+    task = protocol.report_task(found.poems)
     cli.note(f"{len(found.poems):,} poems in the report's order, {counts_text(found)}")
     return task
 

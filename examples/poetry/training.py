@@ -85,6 +85,13 @@ class Mean:
         return float(minidl.to_host(self.real_nats + self.pad_nats)) / self.places
 
 
+def build_optimizer(name: str, params: Sequence[minidl.Parameter], lr: float) -> Optimizer:
+    """The optimizer called adam, adagrad, adadelta or sgd (the last with momentum 0.9)."""
+    if name == "sgd":
+        return minidl.SGD(params, lr, momentum=0.9)
+    return {"adam": minidl.Adam, "adagrad": minidl.AdaGrad, "adadelta": minidl.Adadelta}[name](params, lr)
+
+
 class Diverged(Exception):
     """The loss or a gradient is not finite any more."""
 

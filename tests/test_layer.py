@@ -1,0 +1,139 @@
+"""Layer: how parameters are found and named, and state_dict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import filled, refuses
+
+import minidl
+
+
+class Block(minidl.Layer):
+    def __init__(self, rng: int) -> None:
+        super().__init__()
+        self.name = "no parameter"
+        self.linear = minidl.Linear(2, 3, dtype="float64", rng=rng)
+        self.dropout = minidl.Dropout(0.5)
+
+
+class Model(minidl.Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = [Block(0), Block(1)]
+        self.by_name = {"out": minidl.Linear(3, 2, bias=False, dtype="float64", rng=2)}
+        self.scale = minidl.Parameter(np.ones(2))
+        self.again = self.blocks[0].linear
+        self.pair = (self.scale, minidl.Parameter(np.zeros(1)))
+
+
+NAMES = [
+    "blocks.0.linear.weight",
+    "blocks.0.linear.bias",
+    "blocks.1.linear.weight",
+    "blocks.1.linear.bias",
+    "by_name.out.weight",
+    "scale",
+    "pair.1",
+]
+
+
+def test_parameters_are_found_in_order_of_assignment_each_once() -> None:
+    model = Model()
+    named = model.named_parameters()
+    assert [name for name, _ in named] == NAMES
+    assert [p for _, p in named] == model.parameters()
+    assert named[0][1] is model.again.weight and named[5][1] is model.scale
+
+
+def test_the_built_in_layers_names() -> None:
+    names = {
+        "Embedding": (minidl.Embedding(3, 2), ["weight"]),
+        "Linear": (minidl.Linear(3, 2), ["weight", "bias"]),
+        "Linear without bias": (minidl.Linear(3, 2, bias=False), ["weight"]),
+        "LSTM": (minidl.LSTM(3, 2), ["weight_ih", "weight_hh", "bias"]),
+        "Dropout": (minidl.Dropout(0.5), []),
+        "LinearCrossEntropy": (minidl.LinearCrossEntropy(3, 2), ["weight", "bias"]),
+    }
+    for layer, expected in names.values():
+        assert [name for name, _ in layer.named_parameters()] == expected
+
+
+def test_the_shapes_are_pytorchs() -> None:
+    shapes = {
+        **{f"lstm.{name}": values.shape for name, values in minidl.LSTM(3, 2).state_dict().items()},
+        **{f"linear.{name}": values.shape for name, values in minidl.Linear(3, 2).state_dict().items()},
+        **{f"embedding.{name}": values.shape for name, values in minidl.Embedding(3, 2).state_dict().items()},
+        **{
+            f"head.{name}": values.shape
+            for name, values in minidl.LinearCrossEntropy(3, 2).state_dict().items()
+        },
+    }
+    assert shapes == {
+        "lstm.weight_ih": (8, 3),
+        "lstm.weight_hh": (8, 2),
+        "lstm.bias": (8,),
+        "linear.weight": (2, 3),
+        "linear.bias": (2,),
+        "embedding.weight": (3, 2),
+        "head.weight": (2, 3),
+        "head.bias": (2,),
+    }
+
+
+def test_state_dict_round_trip_and_independence() -> None:
+    model, twin = filled(Model(), seed=1), filled(Model(), seed=2)
+    state = model.state_dict()
+    assert list(state) == NAMES
+    twin.load_state_dict(state)
+    for name, parameter in twin.named_parameters():
+        assert parameter.data.tobytes() == state[name].tobytes()
+        assert not np.shares_memory(parameter.data, state[name])
+    state["scale"][...] = 99
+    assert not (model.scale.data == 99).any() and not (twin.scale.data == 99).any()
+
+
+def test_load_state_dict_writes_into_the_shared_buffer_and_casts() -> None:
+    layer = minidl.Linear(2, 3)
+    minidl.flatten(layer.parameters())
+    place = layer.weight.data
+    layer.load_state_dict({"weight": np.arange(6.0).reshape(3, 2), "bias": np.ones(3, np.float16)})
+    assert layer.weight.data is place and place.dtype == np.float32
+    assert place.tolist() == [[0, 1], [2, 3], [4, 5]] and (layer.bias.data == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"bias": None}, ValueError, ["missing ['bias']"]),
+        ({"extra": np.zeros(1)}, ValueError, ["unexpected ['extra']"]),
+        ({"bias": np.zeros(4)}, ValueError, ["bias", "(3,)", "(4,)"]),
+        ({"bias": np.zeros((3, 1))}, ValueError, ["bias", "(3,)", "(3, 1)"]),
+        ({"bias": np.float64(1)}, ValueError, ["bias", "(3,)", "()"]),
+        ({"bias": np.zeros(3, int)}, ValueError, ["bias", "floating point", "int64"]),
+        ({"bias": np.zeros(3, complex)}, ValueError, ["bias", "floating point", "complex"]),
+    ],
+)
+def test_load_state_dict_refuses_what_does_not_fit(
+    change: Any, error: type[Exception], words: list[str]
+) -> None:
+    layer = filled(minidl.Linear(2, 3, dtype="float64"))
+    state = {"weight": np.ones((3, 2)), "bias": np.ones(3)} | change
+    state = {name: values for name, values in state.items() if values is not None}
+    with refuses(error, *words, keep=layer):
+        layer.load_state_dict(state)
+
+
+def test_the_base_class_has_no_forward() -> None:
+    with refuses(TypeError, "Layer", "forward"):
+        minidl.Layer()(np.zeros(2))
+
+
+def test_a_model_is_called_like_a_layer() -> None:
+    class Twice(minidl.Layer):
+        def forward(self, x: Any) -> tuple[Any, None]:
+            return 2 * x, None
+
+    assert Twice()(np.ones(2)).tolist() == [2.0, 2.0]
