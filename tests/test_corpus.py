@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import corpus
+import download
 import platformdirs
 import pytest
 from corpus import CorpusError
@@ -63,10 +64,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         port = unused.getsockname()[1]
     monkeypatch.setenv("MINIDL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(corpus, "BASE_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(corpus, "NAMES", NAMES)
+    monkeypatch.setattr(download, "BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(download, "NAMES", NAMES)
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
-    monkeypatch.setattr(corpus, "CHECKSUMS", sums)
+    monkeypatch.setattr(download, "CHECKSUMS", sums)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     return tmp_path / "cache" / "tang"
 
@@ -121,7 +122,7 @@ def github(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        monkeypatch.setattr(corpus, "BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(download, "BASE_URL", f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield state
@@ -181,7 +182,7 @@ def npm_brings(npm: Install, tmp_path: Path) -> Callable[[Members], None]:
 def test_a_folder_of_ones_own_needs_no_checksum(tmp_path: Path, layout: str) -> None:
     folder = tmp_path / layout
     folder.mkdir(parents=True, exist_ok=True)
-    names = corpus.NAMES[:11]
+    names = download.NAMES[:11]
     for name in names:
         (folder / name).write_bytes(FILES[NAMES[0]])
     assert corpus.find(tmp_path, 11) == [folder / name for name in names]
@@ -210,9 +211,9 @@ def test_a_number_of_files_that_there_is_not(tmp_path: Path, files: int) -> None
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIDL_CACHE", str(tmp_path))
-    assert corpus.cache_folder() == tmp_path / "tang"
+    assert download.cache_folder() == tmp_path / "tang"
     monkeypatch.setenv("MINIDL_CACHE", "")
-    assert corpus.cache_folder() == platformdirs.user_cache_path("minidl") / "tang"
+    assert download.cache_folder() == platformdirs.user_cache_path("minidl") / "tang"
 
 
 def test_a_whole_cache_is_used_as_it_is(cache: Path, github: GitHub) -> None:
@@ -244,12 +245,12 @@ def test_a_broken_file_is_never_used(cache: Path) -> None:
 
 def test_leftovers_are_swept_but_not_those_of_a_living_process(cache: Path) -> None:
     _fill(cache)
-    old, young, folder = (cache / (corpus.TEMPORARY + name) for name in ("old", "young", "folder"))
+    old, young, folder = (cache / (download.TEMPORARY + name) for name in ("old", "young", "folder"))
     folder.mkdir()
     for path in (old, young, folder / "package.tgz"):
         path.write_bytes(b"half")
     for path in (old, folder):
-        os.utime(path, (time.time() - corpus.STALE_SECONDS - 60,) * 2)
+        os.utime(path, (time.time() - download.STALE_SECONDS - 60,) * 2)
     corpus.find(None, 3, progress=False)
     assert _listing(cache) == {*NAMES, young.name}
 
@@ -270,9 +271,7 @@ def test_a_cache_folder_that_cannot_be_written(cache: Path, github: GitHub) -> N
     assert str(cache) in message and "MINIDL_CACHE" in message
 
 
-def test_a_write_that_fails_leaves_nothing(
-    cache: Path, github: GitHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_nothing(cache: Path, github: GitHub, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -282,9 +281,7 @@ def test_a_write_that_fails_leaves_nothing(
     assert _contents(cache) == {}
 
 
-def test_no_file_is_seen_before_it_is_whole(
-    cache: Path, github: GitHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_file_is_seen_before_it_is_whole(cache: Path, github: GitHub, monkeypatch: pytest.MonkeyPatch) -> None:
     replace, seen = os.replace, []
 
     def watch(source: Path, target: Path) -> None:
@@ -337,9 +334,7 @@ def test_two_at_the_same_time(cache: Path, github: GitHub) -> None:
 # --- GitHub
 
 
-def test_github_brings_what_is_asked_for(
-    cache: Path, github: GitHub, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_github_brings_what_is_asked_for(cache: Path, github: GitHub, capsys: pytest.CaptureFixture[str]) -> None:
     assert corpus.find(None, 2) == [cache / name for name in NAMES[:2]]
     assert _contents(cache) == {name: FILES[name] for name in NAMES[:2]}
     assert github.asked == [f"/%E5%85%A8%E5%94%90%E8%AF%97/{name}" for name in NAMES[:2]]
@@ -357,9 +352,7 @@ def test_no_progress_is_no_output(
 
 
 @pytest.mark.parametrize("trouble", ["404", "wrong", "too large", "cut", "no answer", "no body", "trickle"])
-def test_trouble_with_github(
-    cache: Path, github: GitHub, monkeypatch: pytest.MonkeyPatch, trouble: str
-) -> None:
+def test_trouble_with_github(cache: Path, github: GitHub, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     """Each ends soon, at the first file, with its reason in the message and nothing in the cache."""
     reason = f"wrong checksum of {NAMES[0]}"
     if trouble == "404":
@@ -367,18 +360,18 @@ def test_trouble_with_github(
     elif trouble == "wrong":
         github.bodies = dict.fromkeys(NAMES, b"[]")
     elif trouble == "too large":
-        monkeypatch.setattr(corpus, "MAX_BYTES", 50)
+        monkeypatch.setattr(download, "MAX_BYTES", 50)
     elif trouble == "cut":
         github.cut = 5
     elif trouble == "no answer":
         github.wait_before, reason = 9.0, "no answer in 0.2 s"
-        monkeypatch.setattr(corpus, "CONNECT_SECONDS", 0.2)
+        monkeypatch.setattr(download, "CONNECT_SECONDS", 0.2)
     elif trouble == "no body":
         github.wait_after, reason = 9.0, "timed out"
-        monkeypatch.setattr(corpus, "READ_SECONDS", 0.2)
+        monkeypatch.setattr(download, "READ_SECONDS", 0.2)
     elif trouble == "trickle":
         github.wait_after, reason = 9.0, "no answer in 0.3 s"
-        monkeypatch.setattr(corpus, "FILE_SECONDS", 0.3)
+        monkeypatch.setattr(download, "FILE_SECONDS", 0.3)
     start = time.monotonic()
     message = _one_line(lambda: corpus.find(None, 3, progress=False))
     assert time.monotonic() - start < 4
@@ -389,7 +382,7 @@ def test_trouble_with_github(
 def test_a_hanging_name_lookup_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait(9.0))
-    monkeypatch.setattr(corpus, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.2)
     start = time.monotonic()
     assert "no answer in 0.2 s" in _one_line(lambda: corpus.find(None, 3, progress=False))
     assert time.monotonic() - start < 4
@@ -397,7 +390,7 @@ def test_a_hanging_name_lookup_is_given_up(cache: Path, monkeypatch: pytest.Monk
 
 
 def test_the_limits_of_waiting() -> None:
-    assert corpus.CONNECT_SECONDS == 5 and corpus.READ_SECONDS <= 30 and corpus.FILE_SECONDS <= 300
+    assert download.CONNECT_SECONDS == 5 and download.READ_SECONDS <= 30 and download.FILE_SECONDS <= 300
 
 
 def test_what_came_before_the_trouble_stays(cache: Path, github: GitHub) -> None:
@@ -489,9 +482,9 @@ def test_a_huge_member_is_not_read_into_memory(
 ) -> None:
     npm_brings(_members(**{"0": bytes(8 << 20)}))
     read: list[int] = []
-    monkeypatch.setattr(corpus, "_store", lambda path, data, source: read.append(len(data)))
+    monkeypatch.setattr(download, "_store", lambda path, data, source: read.append(len(data)))
     corpus.find(None, 1, progress=False)
-    assert read[0] == corpus.MAX_BYTES
+    assert read[0] == download.MAX_BYTES
 
 
 def test_what_npm_says_is_the_reason(cache: Path, npm: Install) -> None:
@@ -517,7 +510,7 @@ def test_an_npm_that_hangs_is_ended_with_its_children(
                 file.write(".")
             time.sleep(0.05)
     """)
-    monkeypatch.setattr(corpus, "NPM_SECONDS", 1.5)
+    monkeypatch.setattr(download, "NPM_SECONDS", 1.5)
     start = time.monotonic()
     message = _one_line(lambda: corpus.find(None, 1, progress=False))
     assert time.monotonic() - start < 5
@@ -530,7 +523,7 @@ def test_an_npm_that_hangs_is_ended_with_its_children(
 
 def test_the_last_message_says_why_and_what_to_do_by_hand(cache: Path) -> None:
     message = _one_line(lambda: corpus.find(None, 3, progress=False))
-    for part in ("GitHub: ", "npm: not installed", NAMES[0], NAMES[2], corpus.COMMIT, str(cache), "--corpus"):
+    for part in ("GitHub: ", "npm: not installed", NAMES[0], NAMES[2], download.COMMIT, str(cache), "--corpus"):
         assert part in message
 
 
@@ -538,9 +531,9 @@ def test_the_last_message_says_why_and_what_to_do_by_hand(cache: Path) -> None:
 
 
 def test_the_table_names_every_file_once() -> None:
-    assert list(corpus.CHECKSUMS) == corpus.NAMES and len(set(corpus.CHECKSUMS.values())) == 58
-    assert all(len(bytes.fromhex(checksum)) == 32 for checksum in corpus.CHECKSUMS.values())
-    assert corpus.NAMES[0] == "poet.tang.0.json" and corpus.NAMES[-1] == "poet.tang.57000.json"
+    assert list(download.CHECKSUMS) == download.NAMES and len(set(download.CHECKSUMS.values())) == 58
+    assert all(len(bytes.fromhex(checksum)) == 32 for checksum in download.CHECKSUMS.values())
+    assert download.NAMES[0] == "poet.tang.0.json" and download.NAMES[-1] == "poet.tang.57000.json"
 
 
 # --- reading
@@ -717,8 +710,8 @@ GET = 'in examples/poetry, python -c "import corpus; corpus.find'
 
 @pytest.fixture(scope="module")
 def real() -> Path:
-    folder = corpus.cache_folder()
-    if not all(corpus.is_whole(folder / name) for name in corpus.NAMES[:8]):
+    folder = download.cache_folder()
+    if not all(download.is_whole(folder / name) for name in download.NAMES[:8]):
         pytest.skip(f'no corpus in {folder}; to get it: {GET}(None, 8)"')
     return folder
 
@@ -742,7 +735,7 @@ def test_the_unique_poems_of_the_first_eight_files(real: Path) -> None:
 
 @pytest.mark.corpus
 def test_the_facts_of_all_the_files(real: Path) -> None:
-    if not all(corpus.is_whole(real / name) for name in corpus.NAMES):
+    if not all(download.is_whole(real / name) for name in download.NAMES):
         pytest.skip(f'only a part of the corpus in {real}; to get it all: {GET}(None, 58)"')
     reasons = {"no_paragraphs": 0, "empty": 4, "too_long": 20_781, "duplicate": 916}
     assert corpus.load(files=58, progress=False).counts == {"read": 57_607, "kept": 35_906, **reasons}
