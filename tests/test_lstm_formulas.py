@@ -15,6 +15,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -196,7 +197,8 @@ def rows() -> list[Row]:
         jacobians = {name: np.stack(parts) for name, parts in by_layer.items()}
         jacobians |= {name: np.stack([part[row] for part in parts]) for name, parts in by_cell.items()}
         v = {"x": x[row], "h_before": h_before[row], "c_before": c_before[row], **named(layer)}
-        found.append(Row(v, *np.split(gates[row], 4), c[row], jacobians))
+        i, f, g, o = np.split(gates[row], 4)
+        found.append(Row(v, i, f, g, o, c[row], jacobians))
     return found
 
 
@@ -391,9 +393,12 @@ def test_the_sum_of_all_steps_gradients_is_the_numerical_one(run: Run) -> None:
         idle = len(LENGTHS)  # the state row beyond the batch comes out as it went in
         return total + run.dstate[0][idle] @ v["h0"][idle] + run.dstate[1][idle] @ v["c0"][idle]
 
+    def loss_with(name: str, moved: np.ndarray) -> np.ndarray:
+        return loss({**at, name: moved})
+
     at = {"x": run.x, "h0": run.state[0], "c0": run.state[1], **named(run.layer)}
     for name, value in bptt(run).items():
-        numerical = complex_jacobian(lambda moved, name=name: loss({**at, name: moved}), at[name])
+        numerical = complex_jacobian(partial(loss_with, name), at[name])
         np.testing.assert_allclose(value, numerical, rtol=1e-12, atol=1e-14, err_msg=name)
 
 

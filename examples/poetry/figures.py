@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,23 +79,24 @@ def draw_starts(path: Path, starts: Sequence[Any], frequencies: float) -> None:
 
 def draw_poems(path: Path, poems: Sequence[str]) -> None:
     """The poems as on a page: in columns from the top down, from right to left."""
-    columns = [line for poem in poems for line in (*textwrap.wrap(poem, 16, break_long_words=True), "")][:-1]
-    figure = Figure(figsize=(0.45 * len(columns) + 0.8, 6.4), facecolor="#fbf7ee")
+    columns = [column for poem in poems for column in (*re.findall(r"[^。]{1,16}。?", poem), "")][:-1]
+    width, height = 0.4 * len(columns) + 0.8, 0.275 * max(map(len, columns)) + 0.7  # inches
+    figure = Figure(figsize=(width, height), facecolor="#fbf7ee")
     font = chinese_font("".join(poems))
     if font is None:
         figure.text(0.5, 0.5, MISSING_FONT, ha="center", va="center", wrap=True)
     else:
         properties = font_manager.FontProperties(fname=font, size=17)
         for place, column in enumerate(columns):
-            x = 1 - (0.4 + 0.45 * (place + 0.5)) / figure.get_figwidth()
-            figure.text(x, 0.95, "\n".join(column), ha="center", va="top", fontproperties=properties, linespacing=1.15)
+            x, y = 1 - (0.6 + 0.4 * place) / width, 1 - 0.35 / height
+            figure.text(x, y, "\n".join(column), ha="center", va="top", fontproperties=properties, linespacing=1.15)
     figure.savefig(path, dpi=120)
 
 
 def chinese_font(text: str) -> str | None:
-    """The path of an installed font that has all characters of `text`, or None."""
+    """The path of an installed font that has all characters of `text`, one with serifs first; or None."""
     wanted = {ord(character) for character in text if not character.isspace()}
-    for path in sorted(font_manager.findSystemFonts()):
+    for path in sorted(font_manager.findSystemFonts(), key=lambda path: ("serif" not in path.lower(), path)):
         try:
             if wanted <= font_manager.get_font(path).get_charmap().keys():
                 return path

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cli
 from model import load_model
-from verse import write_poems
+from verse import TEMPERATURE, write_poems
 from vocabulary import BEGIN, Vocabulary
 
 
@@ -42,7 +42,7 @@ def parse_arguments() -> Namespace:
     add("--model", type=Path, metavar="FILE", help="a model.safetensors; without it the newest under runs/")
     add("--start", default="", metavar="TEXT", help="what the poem begins with; simplified characters are understood")
     add("--count", type=cli.whole(1), default=1, help="how many poems, one a line")
-    add("--temperature", type=cli.positive, default=0.8, help="below 1 plainer, above 1 wilder")
+    add("--temperature", type=cli.positive, default=TEMPERATURE, help="below 1 plainer, above 1 wilder")
     add("--top-k", type=cli.whole(1), metavar="K", help="draw from the K likeliest characters alone")
     share = cli.real(lambda p: 0 < p <= 1, "above 0 and at most 1")
     add("--top-p", type=share, metavar="P", help="draw from the fewest characters that together have probability P")

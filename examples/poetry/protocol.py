@@ -57,7 +57,7 @@ def report_task(poems: Sequence[str], batch_size: int = BATCH_SIZE, width: int =
         for stop in [min(start + batch_size, last)]
     ]
     steps = train // batch_size
-    return Task(vocabulary, lambda rng: batches[:steps], steps, batches[steps:], [])
+    return Task(vocabulary, lambda rng: batches[:steps], steps, batches[steps:], [], max(map(len, poems)))
 
 
 def _batch(rows: np.ndarray, pad: int) -> Batch:

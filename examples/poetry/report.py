@@ -50,7 +50,7 @@ def main() -> int:
         for name, title in NAMES.items():
             model = new_model(args, task)
             curves[name] = train(title, task, model, name, args.epochs, write)
-            save_model(out / f"{name}.safetensors", model, task.vocabulary, max_length=protocol.WIDTH - 1)
+            save_model(out / f"{name}.safetensors", model, task.vocabulary, max_length=task.max_length)
             poems[name] = seven_poems(model, task)
             if name == "adam":
                 starts.append(start_of("as the report starts", task, model, curves[name][:START_EPOCHS]))
@@ -108,7 +108,7 @@ def start_of(title: str, task: Task, model: PoemModel, lines: list[Line]) -> Sta
 def seven_poems(model: PoemModel, task: Task) -> list[str | None]:
     """A poem by argmax for each of the report's first characters; None for one that the corpus lacks."""
     known = [start for start in STARTS if start in task.vocabulary]
-    written = dict(zip(known, write_poems(model, task.vocabulary, known, protocol.WIDTH - 1, argmax=True), strict=True))
+    written = dict(zip(known, write_poems(model, task.vocabulary, known, task.max_length, argmax=True), strict=True))
     return [written.get(start) for start in STARTS]
 
 

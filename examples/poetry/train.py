@@ -22,7 +22,8 @@ from vocabulary import Vocabulary
 import minidl
 
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.03, "adadelta": 1.0, "sgd": 1.0}
-MAX_LENGTH = 49
+MAX_LENGTH = 49  # characters of a poem, as in the report
+MAX_PIECE = 200  # longer lines of a --text are cut, since a batch takes as many steps as its longest
 
 
 def main() -> int:
@@ -50,6 +51,7 @@ def main() -> int:
         rng=rng,
     )
     arguments = {name: value if isinstance(value, (int, float)) else str(value) for name, value in vars(args).items()}
+    facts = {"max_length": task.max_length, "arguments": arguments}
     lines = []
     with cli.metrics_file(out) as write:
         for line, improved in epochs:
@@ -57,7 +59,7 @@ def main() -> int:
             write(line)
             cli.note(epoch_text(line))
             if improved:
-                save_model(out / "model.safetensors", model, task.vocabulary, epoch=line["epoch"], arguments=arguments)
+                save_model(out / "model.safetensors", model, task.vocabulary, epoch=line["epoch"], **facts)
         last = last_line(args, task, model, lines)
         write(last)
     draw_and_write(args, task, model, lines)
@@ -107,10 +109,15 @@ def fix_protocol(parser: cli.Parser, args: Namespace) -> None:
 
 def default_task(args: Namespace) -> Task:
     """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
-    found = corpus.read_text(args.text) if args.text else corpus.load(args.corpus, args.files, max_length=MAX_LENGTH)
-    parts = corpus.split(found.poems)
+    if args.text:
+        found = corpus.read_text(args.text)
+        poems = [line[at : at + MAX_PIECE] for line in found.poems for at in range(0, len(line), MAX_PIECE)]
+    else:
+        found = corpus.load(args.corpus, args.files, max_length=MAX_LENGTH)
+        poems = found.poems
+    parts = corpus.split(poems)
     if not all(parts):
-        raise cli.UsageError(f"{len(found.poems)} poems are too few: a training, validation or test part is empty")
+        raise cli.UsageError(f"{len(poems)} poems are too few: a training, validation or test part is empty")
     vocabulary = Vocabulary.build(parts[0])
     cli.note(f"{' / '.join(f'{len(part):,}' for part in parts)} poems to train / validate / test, {counts_text(found)}")
     return packed_task(parts, vocabulary, args.batch_size)
@@ -154,7 +161,9 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
 
     figures.draw_curves(args.out / "curves.png", lines, protocol.REPORTED[args.optimizer] if args.protocol else None)
     known = [start for start in STARTS if start in task.vocabulary]
-    poems = dict(zip(known, write_poems(model, task.vocabulary, known, MAX_LENGTH, argmax=True), strict=True))
+    # The report took the likeliest character at every place.
+    written = write_poems(model, task.vocabulary, known, task.max_length, argmax=bool(args.protocol), rng=args.seed)
+    poems = dict(zip(known, written, strict=True))
     text = "\n".join(poems.get(start, f"({start}: not in this corpus's vocabulary)") for start in STARTS)
     (args.out / "poems.txt").write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -24,6 +24,7 @@ class Task(NamedTuple):
     steps: int  # batches an epoch
     validation: Sequence[Batch]
     test: Sequence[Batch]  # empty where no third part was held back
+    max_length: int  # characters of the longest poem
 
 
 class Rows:
@@ -57,6 +58,7 @@ def packed_task(parts: Sequence[Sequence[str]], vocabulary: Vocabulary, batch_si
         math.ceil(len(train.lengths) / batch_size),
         list(validation.batches(batch_size, 0)),
         list(test.batches(batch_size, 0)),
+        max(len(poem) for part in parts for poem in part),
     )
 
 

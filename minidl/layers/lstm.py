@@ -99,7 +99,8 @@ class LSTM(Layer):
     """One LSTM layer over packed rows.
 
     weight_ih (4H, I), weight_hh (4H, H), bias (4H,), gates in the order i, f, g, o as in PyTorch, whose
-    two biases are one here. Weights start Xavier-uniform, the bias at zero.
+    two biases are one here. Weights start Xavier-uniform, the bias at zero; a forget bias of 1 or more
+    (lstm.bias.data[H : 2 * H] = 1) helps to remember over many steps.
 
     x (N, I) holds the rows of all sequences time-major and sorted by falling length: first the n_0 first
     rows, then the n_1 second ones, ...; batch_sizes = [n_0, n_1, ...] never rises and sums to N.
@@ -167,11 +168,11 @@ class LSTM(Layer):
         for t in reversed(range(len(sizes))):
             n = sizes[t]
             rows = slice(stop - n, stop)
-            before = stop - n - sizes[t - 1]  # the first row of step t-1
-            c_before = cells[before : before + n] if t else c0[:n]
-            h_before[rows] = y[before : before + n] if t else h0[:n]
+            last = slice(stop - n - sizes[t - 1], stop - n)  # the rows of step t-1
+            h_last, c_last = (y[last], cells[last]) if t else (h0, c0)
+            h_before[rows] = h_last[:n]
             dh[:n] += dy[rows]
-            cell_backward(gates[rows], c_before, cells[rows], dh[:n], dc[:n], dz[rows])
+            cell_backward(gates[rows], c_last[:n], cells[rows], dh[:n], dc[:n], dz[rows])
             xp.matmul(dz[rows], self.weight_hh.data, out=dh[:n])  # dL/dh_{t-1} = dL/dz_t W_hh
             stop -= n
 
@@ -188,8 +189,8 @@ class LSTM(Layer):
         """`state` checked, or zeros for `rows` sequences."""
         weight, H = self.weight_hh.data, self.hidden_size
         if state is None:
-            zeros = backend.of(weight).zeros((rows, H), weight.dtype)
-            return zeros, zeros
+            xp = backend.of(weight)
+            return xp.zeros((rows, H), weight.dtype), xp.zeros((rows, H), weight.dtype)
         if not (isinstance(state, (tuple, list)) and len(state) == 2):
             raise TypeError(f"{name} must be a pair (h, c), got {type(state).__name__}")
         h, c = state
