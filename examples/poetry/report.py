@@ -92,8 +92,8 @@ def new_model(args: Namespace, task: Task) -> PoemModel:
 def train(title: str, task: Task, model: PoemModel, optimizer: str, epochs: int, write: Write) -> list[Line]:
     """The report's run with one optimizer, told epoch by epoch; `model` ends as it was in its best epoch."""
     lines = []
-    steps = build_optimizer(optimizer, model.parameters(), protocol.LEARNING_RATES[optimizer])
-    for line, _ in fit(model, steps, task, epochs=epochs, patience=1, pads_count=True):
+    schedule = minidl.Constant(build_optimizer(optimizer, model.parameters(), protocol.LEARNING_RATES[optimizer]))
+    for line, _ in fit(model, schedule, task, epochs=epochs, patience=1, pads_count=True):
         lines.append(line)
         write({"run": title, **line})
         cli.note(f"{title}, epoch {line['epoch']}: {line['report_cross_entropy']:.3f} nats with pads")

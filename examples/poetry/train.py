@@ -20,6 +20,7 @@ from verse import STARTS, write_poems
 from vocabulary import Vocabulary
 
 import minidl
+from minidl.schedules import Schedule
 
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.03, "adadelta": 1.0, "sgd": 1.0}
 MAX_LENGTH = 49  # characters of a poem, as in the report
@@ -36,13 +37,13 @@ def main() -> int:
     model = PoemModel(
         len(task.vocabulary), args.embedding_size, args.hidden_size, args.dropout, backend=args.backend, rng=rng
     )
-    optimizer = build_optimizer(args.optimizer, model.parameters(), args.lr)
+    schedule = build_schedule(args, model, task)
     weights = sum(parameter.data.size for parameter in model.parameters())
     cli.note(f"{weights:,} weights, {args.optimizer} with learning rate {args.lr:g}, seed {args.seed}, into {out}")
 
     epochs = fit(
         model,
-        optimizer,
+        schedule,
         task,
         epochs=args.epochs,
         patience=args.patience,
@@ -77,6 +78,7 @@ def parse_arguments() -> Namespace:
     add("--optimizer", default="adam", choices=list(LEARNING_RATES), help="how weights follow gradients")
     rates = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
     add("--lr", type=cli.positive, help=f"learning rate; without it {rates}")
+    add("--schedule", default="constant", choices=["one-cycle", "constant"], help="one-cycle: up to --lr, then down")
     add("--epochs", type=cli.whole(1), default=protocol.EPOCHS, help="at most this many passes over the training part")
     add("--patience", type=cli.whole(1), default=3, help="stop after so many epochs in a row without a better one")
     add("--batch-size", type=cli.whole(1), default=protocol.BATCH_SIZE, help="poems a step")
@@ -105,6 +107,13 @@ def fix_protocol(parser: cli.Parser, args: Namespace) -> None:
     if args.optimizer not in protocol.LEARNING_RATES:
         parser.error(f"--protocol report knows the optimizers {', '.join(protocol.LEARNING_RATES)}")
     args.dropout, args.clip, args.patience = 0.0, None, 1
+
+
+def build_schedule(args: Namespace, model: PoemModel, task: Task) -> Schedule:
+    optimizer = build_optimizer(args.optimizer, model.parameters(), args.lr)
+    if args.schedule == "one-cycle":
+        return minidl.OneCycle(optimizer, args.lr, args.epochs * task.steps)
+    return minidl.Constant(optimizer)
 
 
 def default_task(args: Namespace) -> Task:

@@ -14,6 +14,7 @@ from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
 
 import minidl
 from minidl.optimizers import Optimizer
+from minidl.schedules import Schedule
 
 
 class Task(NamedTuple):
@@ -99,16 +100,17 @@ class Diverged(Exception):
 
 
 def train_epoch(
-    model: PoemModel, optimizer: Optimizer, batches: Iterable[Batch], clip: float | None, progress: tqdm
+    model: PoemModel, schedule: Schedule, batches: Iterable[Batch], clip: float | None, progress: tqdm
 ) -> Mean:
-    """One pass over `batches` with one optimizer step each."""
-    mean = Mean()
+    """One pass over `batches` with one step each of the schedule's optimizer."""
+    mean, optimizer = Mean(), schedule.optimizer
     for batch in batches:
         optimizer.zero_grad()
         mean.add(model.forward_backward(batch, optimizer.steps), batch)
         if clip is not None:
             minidl.clip_grad_norm(optimizer.params, clip)
         optimizer.step()
+        schedule.step()
         progress.update()
         if optimizer.steps % 10 == 0:  # reading the loss makes the host wait for a GPU
             progress.set_postfix_str(f"{mean.loss:.3f} nats/char")
@@ -125,7 +127,7 @@ def evaluate(model: PoemModel, batches: Iterable[Batch]) -> Mean:
 
 def fit(
     model: PoemModel,
-    optimizer: Optimizer,
+    schedule: Schedule,
     task: Task,
     *,
     epochs: int,
@@ -147,7 +149,7 @@ def fit(
         for epoch in range(1, epochs + 1):
             started = time.perf_counter()
             with tqdm(total=task.steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet) as progress:
-                train = train_epoch(model, optimizer, task.train(rng), clip, progress)
+                train = train_epoch(model, schedule, task.train(rng), clip, progress)
             train_loss = train.loss  # read before the clock: a GPU has finished then
             seconds = time.perf_counter() - started
             validation = evaluate(model, task.validation)
@@ -172,7 +174,8 @@ def fit(
             if waited >= patience:
                 break
     except FloatingPointError as error:
-        raise Diverged(f"training diverged in step {optimizer.steps + 1}: {error}; try a smaller --lr") from error
+        step = schedule.optimizer.steps + 1
+        raise Diverged(f"training diverged in step {step}: {error}; try a smaller --lr") from error
     finally:
         model.load_state_dict(best_weights)
 
