@@ -59,8 +59,8 @@ def of(array: Array) -> ModuleType:
 
 def is_device(value: object) -> bool:
     """Whether `value` is a CuPy array (true of none while CuPy was never imported)."""
-    cupy = sys.modules.get("cupy")
-    return cupy is not None and isinstance(value, cupy.ndarray)
+    # () where "cupy" is the empty folder that an uninstalled CuPy left behind
+    return isinstance(value, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
 def require_same(**arrays: Array) -> ModuleType:

@@ -21,6 +21,7 @@ from . import backend
 from .backend import Array
 
 FORMAT = 1
+DTYPES = {np.dtype(code) for code in "?bBhHiIlLqQefd"}  # those that safetensors has, of the machine's byte order
 
 
 class CheckpointError(Exception):
@@ -38,11 +39,19 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
     path = Path(path)
     arrays = {name: np.ascontiguousarray(backend.to_host(array)) for name, array in tensors.items()}
     arrays = {name: array.reshape(np.shape(tensors[name])) for name, array in arrays.items()}
+    arrays = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
     for name, array in arrays.items():
+        if not isinstance(name, str) or name == "__metadata__" or not _is_text(name):
+            raise CheckpointError(f"{path}: not written, {name!a} cannot be a tensor's name")
+        if array.dtype not in DTYPES:
+            raise CheckpointError(f"{path}: not written, {name} has dtype {array.dtype}, which safetensors has not")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CheckpointError(f"{path}: not written, {name} holds values that are not finite")
     try:
         text = json.dumps(dict(metadata), ensure_ascii=False, sort_keys=True, allow_nan=False)
+        text.encode("utf-8")
+        if json.loads(text).keys() != metadata.keys():
+            raise TypeError("keys must be strings")
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not written, metadata must be JSON values ({error})") from error
     entry = {"format": FORMAT, "sha256": _digest(arrays, text), "metadata": text}
@@ -60,6 +69,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: cannot be read (is a directory)")
     try:
         with safe_open(path, framework="numpy") as file:
             entry = (file.metadata() or {}).get("minidl")
@@ -118,3 +129,11 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -15,18 +15,27 @@ from .backend import Array
 
 def size(name: str, value: int) -> int:
     """`value` as an int of at least 1."""
+    return integer(name, value, 1)
+
+
+def integer(name: str, value: int, low: int) -> int:
+    """`value` as an int of at least `low`."""
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
-    if number < 1 or isinstance(value, bool):
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got bool")
+    if number < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
     return number
 
 
 def number(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """`value` as a finite float in [low, high), or in (low, high) with open_low."""
     try:
+        if isinstance(value, str):
+            raise TypeError
         result = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
@@ -36,14 +45,14 @@ def number(name: str, value: float, low: float, high: float = math.inf, *, open_
     return result
 
 
-def float_dtype(dtype: object) -> np.dtype:
+def float_dtype(dtype: object, name: str = "dtype") -> np.dtype:
     """`dtype` as float32 or float64, the two that layers compute in."""
     try:
         result = np.dtype(dtype)  # type: ignore[call-overload]
     except TypeError:
-        result = None
-    if result not in (np.dtype("float32"), np.dtype("float64")):
-        raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+        result = np.dtype(object)
+    if result.name not in ("float32", "float64"):
+        raise TypeError(f"{name} must be 'float32' or 'float64', got {dtype!s}")
     return result
 
 
@@ -97,7 +106,8 @@ def batch_sizes(values: Sequence[int] | Array, rows: int) -> list[int]:
     try:
         sizes = [operator.index(value) for value in values]
     except TypeError:
-        raise TypeError(f"batch_sizes must be a sequence of ints, got {values!r}") from None
+        shown = " ".join(repr(values).split())[:100]
+        raise TypeError(f"batch_sizes must be a sequence of ints, got {shown}") from None
     if not sizes:
         raise ValueError("batch_sizes is empty; expected one size a time step")
     if sizes[-1] < 1:

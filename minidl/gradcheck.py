@@ -70,6 +70,9 @@ def gradcheck(layer: Any, *inputs: Any, rng: int | np.random.Generator | None = 
         parameter.grad[...] = rng.normal(size=parameter.grad.shape)
     before = [parameter.grad.copy() for _, parameter in parameters]
     loss, gradients = _losses_gradients(layer, inputs) if _is_loss(layer) else _layers_gradients(layer, inputs, rng)
+    if len(gradients) < len(arrays):
+        missing = ", ".join(name for name, _ in arrays[len(gradients) :])
+        raise GradientError(f"backward gave {len(gradients)} gradients for {len(arrays)} inputs: none for {missing}")
     checked = [(name, array, grad) for (name, array), grad in zip(arrays, gradients, strict=False)]
     checked += [(name, p.data, p.grad - old) for (name, p), old in zip(parameters, before, strict=True)]
     report = Report([_compare(name, array, grad, loss, rng) for name, array, grad in checked])
@@ -109,7 +112,7 @@ def _layers_gradients(
         grads.append([p.grad.copy() for p in layer.parameters()])
     if not all(np.array_equal(a, b) for a, b in zip(_floats(douts), upstream, strict=True)):
         raise GradientError("backward changed dy, which belongs to the caller")
-    if not all(np.array_equal(a, b) for a, b in zip(*results, strict=True)):
+    if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*results, strict=True)):
         raise GradientError("backward gave another result when called again: it changed its cache")
     for p, start, once, twice in zip(layer.parameters(), *grads, strict=True):
         if not np.allclose(twice - once, once - start, rtol=1e-9, atol=1e-9):

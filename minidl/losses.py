@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 from . import backend, checks, initializers
-from .backend import Array, generator
+from .backend import Array, generator, require_same
 from .layer import Layer
 from .parameter import Parameter, create
 
@@ -24,9 +24,11 @@ def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
 
     logits (N, V) floats, targets (N,) integers in [0, V); dlogits is (N, V).
     """
-    if getattr(logits, "ndim", None) != 2 or 0 in logits.shape:
-        raise ValueError(f"logits must have shape (N, V) with N at least 1, got {getattr(logits, 'shape', logits)}")
-    checks.float_dtype(logits.dtype)
+    if not hasattr(logits, "dtype"):
+        raise TypeError(f"logits must be an array, got {type(logits).__name__}")
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(f"logits must have shape (N, V) with N at least 1, got {logits.shape}")
+    checks.float_dtype(logits.dtype, "logits")
     targets = checks.ids("targets", targets, logits.shape[1], like=logits, rows=len(logits))
     dlogits = logits.copy()
     loss, sums = _exponentials(dlogits, targets)
@@ -60,11 +62,14 @@ class LinearCrossEntropy(Layer):
         bound = 1 / math.sqrt(in_features)
         if weight is None:
             weight = create("LinearCrossEntropy.weight", initializers.uniform(shape, bound, rng), dtype, backend)
-        elif not isinstance(weight, Parameter) or weight.data.shape != shape:
+        elif not isinstance(weight, Parameter):
+            raise TypeError(f"weight must be a Parameter, got {type(weight).__name__}")
+        elif weight.data.shape != shape:
             raise ValueError(f"weight must be a Parameter of shape {shape}, got {weight!r}")
         self.weight = weight
         bias = initializers.uniform((num_classes,), bound, rng)
         self.bias = create("LinearCrossEntropy.bias", bias, dtype, backend)
+        require_same(bias=self.bias.data, weight=weight.data)
         if self.bias.data.dtype != weight.data.dtype:
             raise TypeError(f"weight must be {self.bias.data.dtype} like the layer, got {weight.data.dtype}")
 

@@ -87,6 +87,8 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Host copies of all that a resumed run needs: "steps", "lr", and "<state>.<parameter's number>"."""
+        if self._skipped is not None:
+            self.raise_found()
         tensors = {"steps": np.array(self.steps, np.int64), "lr": np.array(self.lr, np.float64)}
         for name, flat in self.state.items():
             host = backend.to_host(flat)
@@ -107,11 +109,18 @@ class Optimizer:
         for name, shape in {**shapes, "steps": (), "lr": ()}.items():
             if host[name].shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {host[name].shape}")
+            if host[name].dtype.kind not in ("iu" if name == "steps" else "f"):
+                raise ValueError(f"{name} has a wrong dtype, got {host[name].dtype}")
+        if host["steps"] < 0:
+            raise ValueError(f"steps must be at least 0, got {host['steps']}")
+        lr = checks.number("lr", float(host["lr"]), 0.0)
         for name, flat in self.state.items():
             for index, (parameter, offset) in enumerate(self._places()):
                 values = host[f"{name}.{index}"].reshape(-1).astype(flat.dtype)
                 flat[offset : offset + parameter.data.size] = backend.of(flat).asarray(values)
-        self.steps, self.lr = int(host["steps"]), float(host["lr"])
+        self.steps, self.lr = int(host["steps"]), lr
+        if self._skipped is not None:
+            self._skipped[...] = 0  # what was skipped before is no part of the loaded run
 
     def _places(self) -> list[tuple[Parameter, int]]:
         return list(zip(self.params, layout(self.params)[0], strict=True))
@@ -142,7 +151,7 @@ class AdaGrad(Optimizer):
     state_names = ("sum",)
 
     def __init__(self, params: Sequence[Parameter], lr: float = 0.01, eps: float = 1e-10) -> None:
-        self.eps = checks.number("eps", eps, 0.0)
+        self.eps = checks.number("eps", eps, 0.0, open_low=True)
         super().__init__(params, lr)
 
     def _update(self, lr: float, data: Array, grad: Array, *state: Array) -> None:
@@ -163,7 +172,7 @@ class Adadelta(Optimizer):
 
     def __init__(self, params: Sequence[Parameter], lr: float = 1.0, rho: float = 0.9, eps: float = 1e-6) -> None:
         self.rho = checks.number("rho", rho, 0.0, 1.0)
-        self.eps = checks.number("eps", eps, 0.0)
+        self.eps = checks.number("eps", eps, 0.0, open_low=True)
         super().__init__(params, lr)
 
     def _update(self, lr: float, data: Array, grad: Array, *state: Array) -> None:
@@ -191,8 +200,12 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
+        if not isinstance(betas, (tuple, list)):
+            raise TypeError(f"betas must be a pair, got {type(betas).__name__}")
+        if len(betas) != 2:
+            raise ValueError(f"betas must be a pair, got {len(betas)} values")
         self.betas = (checks.number("betas[0]", betas[0], 0.0, 1.0), checks.number("betas[1]", betas[1], 0.0, 1.0))
-        self.eps = checks.number("eps", eps, 0.0)
+        self.eps = checks.number("eps", eps, 0.0, open_low=True)
         super().__init__(params, lr)
 
     def _update(self, lr: float, data: Array, grad: Array, *state: Array) -> None:
@@ -223,11 +236,12 @@ def clip_grad_norm(params: Sequence[Parameter], max_norm: float) -> Array:
     if xp is not np:
         norm = xp.sqrt(xp.stack([xp.dot(grad, grad) for grad in grads]).sum())
         scale = xp.minimum(1, max_norm / (norm + 1e-6))
+        scale = scale + 0 * norm  # NaN, not 0, where the norm overflowed: the step is then left out and told
         for grad in grads:
             grad *= scale
         return norm
     require_finite_grad(params)
-    norm = math.sqrt(sum(float(np.dot(grad, grad)) for grad in grads))
+    norm = math.sqrt(sum(_square(grad) for grad in grads))
     if math.isinf(norm):  # finite gradients whose squares overflow
         largest = max(float(abs(grad).max()) for grad in grads)
         norm = largest * math.sqrt(sum(float(np.dot(grad / largest, grad / largest)) for grad in grads))
@@ -240,10 +254,16 @@ def clip_grad_norm(params: Sequence[Parameter], max_norm: float) -> Array:
 def require_finite_grad(params: Sequence[Parameter]) -> None:
     """Raise FloatingPointError that names the first parameter whose gradient is not finite (NumPy only)."""
     # One product a segment answers for all; only when it overflows are the parameters looked at singly.
-    if all(math.isfinite(np.dot(segment.grad, segment.grad)) for segment in segments(params)):
+    if all(math.isfinite(_square(segment.grad)) for segment in segments(params)):
         return
     for parameter in params:
         if not np.isfinite(parameter.grad).all():
             raise FloatingPointError(
                 f"the gradient of {parameter.name} {parameter.grad.shape} is not finite; nothing was changed"
             )
+
+
+def _square(flat: np.ndarray) -> float:
+    """The squared norm; infinite, without NumPy's warning, where a square overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.dot(flat, flat))

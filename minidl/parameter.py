@@ -24,8 +24,10 @@ class Parameter:
 
     def __init__(self, data: Array, name: str = "parameter") -> None:
         self.name = name
+        xp = backend.of(data)
+        checks.float_dtype(data.dtype, name)
         self._data = data
-        self._grad = backend.of(data).zeros_like(data)
+        self._grad = xp.zeros(data.shape, data.dtype)  # in C order, so that it can be seen as flat
         self._home: Home | None = None
 
     @property

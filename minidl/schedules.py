@@ -20,6 +20,7 @@ class Schedule:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
+        self.lr = optimizer.lr
         self.steps = 0
         optimizer.lr = self.rate(0)
 
@@ -31,10 +32,17 @@ class Schedule:
         self.optimizer.lr = self.rate(self.steps)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        return {"steps": np.array(self.steps, np.int64)}
+        return {"steps": np.array(self.steps, np.int64), "lr": np.array(self.lr, np.float64)}
 
     def load_state_dict(self, tensors: Mapping[str, Array]) -> None:
-        self.steps = int(tensors["steps"])
+        difference = {"steps", "lr"} ^ tensors.keys()
+        if difference:
+            raise ValueError(
+                f"state_dict does not fit {type(self).__name__}: {sorted(difference)} missing or unexpected"
+            )
+        if tensors["steps"].shape != () or tensors["steps"] < 0:
+            raise ValueError(f"steps must be one number of at least 0, got {tensors['steps']}")
+        self.steps, self.lr = int(tensors["steps"]), float(tensors["lr"])
         self.optimizer.lr = self.rate(self.steps)
 
 
@@ -43,7 +51,7 @@ class Constant(Schedule):
 
     def __init__(self, optimizer: Optimizer, warmup: int = 0) -> None:
         self.lr = optimizer.lr
-        self.warmup = int(checks.number("warmup", warmup, 0))
+        self.warmup = checks.integer("warmup", warmup, 0)
         super().__init__(optimizer)
 
     def rate(self, step: int) -> float:

@@ -45,9 +45,9 @@ def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
             raise TypeError(f"sequences[{index}] must be integers or floats, got {array.dtype}")
     lengths = np.array([len(array) for array in arrays])
     order = np.argsort(-lengths, kind="stable")
+    if all(array.dtype.kind in "iu" for array in arrays):
+        arrays = [_int32(array) for array in arrays]
     rows = np.concatenate([arrays[index] for index in order])
-    if rows.dtype.kind in "iu":
-        rows = _int32(rows)
     data = rows[_time_major(lengths[order])]
     batch_sizes = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]
     return PackedSequence(to_backend(data, backend), batch_sizes, order, np.argsort(order, kind="stable"))

@@ -49,14 +49,12 @@ def directional_derivative(
 
 
 def snapshot(*things: Any) -> list[Any]:
-    """All that a refused call must leave alone, bit for bit: of layers, optimizers, arrays, or nests of them."""
+    """What a refused call must leave alone, bit for bit, of layers, optimizers, arrays, or nests of them."""
     parts: list[Any] = []
     for thing in things:
         if isinstance(thing, minidl.Layer):
             parts += snapshot(*thing.parameters())
-            parts += [
-                (name, value) for name, value in vars(thing).items() if not isinstance(value, minidl.Layer)
-            ]
+            parts += [(name, value) for name, value in vars(thing).items() if not isinstance(value, minidl.Layer)]
         elif isinstance(thing, Optimizer):
             parts += [*snapshot(*thing.params, *thing.state.values()), thing.steps, thing.lr]
         elif isinstance(thing, minidl.Parameter):

@@ -191,10 +191,9 @@ def test_a_bad_step_is_refused(step: Any, error: type[Exception]) -> None:
         minidl.Dropout(0.5).forward(np.ones((4, 2)), step)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.5])
 @pytest.mark.parametrize("shape", [(1, 5), (4, 1), (5,), (4, 6)])
-def test_a_dy_of_another_shape_is_refused(shape: tuple[int, ...], p: float) -> None:
-    layer = minidl.Dropout(p, rng=0)
+def test_a_dy_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    layer = minidl.Dropout(0.5, rng=0)
     _, cache = layer.forward(np.ones((4, 5)))
     with refuses(ValueError, "dy", "(4, 5)", shape):
         layer.backward(np.ones(shape), cache)

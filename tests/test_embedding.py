@@ -13,7 +13,7 @@ import minidl
 IDS = np.array([3, 0, 3, 6, 3, 0, 1])
 
 
-def embedding() -> minidl.Embedding:
+def embedding() -> Any:
     return filled(minidl.Embedding(7, 4, dtype="float64"))
 
 
@@ -73,6 +73,8 @@ def test_two_forwards_before_a_backward() -> None:
         ([0.0, 1.0], TypeError, ["integers", "float64"]),
         ([True, False], TypeError, ["integers", "bool"]),
         (["a"], TypeError, ["integers"]),
+        ([[0, 1], [2]], TypeError, ["integers", "list"]),
+        (minidl.pack([[0, 1], [2]]), TypeError, ["integers", "PackedSequence"]),
     ],
 )
 def test_bad_ids_are_refused(ids: Any, error: type[Exception], words: list[str]) -> None:

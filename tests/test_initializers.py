@@ -138,11 +138,11 @@ def test_layers_refuse_bad_sizes_and_seeds(make: Any) -> None:
             make(value, 2)
         with refuses(ValueError, second, "at least 1", value):
             make(2, value)
-    for value in (2.0, "2", None):
-        with refuses(TypeError, first, "int", type(value).__name__):
-            make(value, 2)
-        with refuses(TypeError, second, "int", type(value).__name__):
-            make(2, value)
+    for other in (2.0, "2", None):
+        with refuses(TypeError, first, "int", type(other).__name__):
+            make(other, 2)
+        with refuses(TypeError, second, "int", type(other).__name__):
+            make(2, other)
     with refuses(TypeError, "rng", "int seed", "float"):
         make(2, 2, rng=0.5)
     with refuses(ValueError, "rng", "at least 0"):

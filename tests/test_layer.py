@@ -66,10 +66,7 @@ def test_the_shapes_are_pytorchs() -> None:
         **{f"lstm.{name}": values.shape for name, values in minidl.LSTM(3, 2).state_dict().items()},
         **{f"linear.{name}": values.shape for name, values in minidl.Linear(3, 2).state_dict().items()},
         **{f"embedding.{name}": values.shape for name, values in minidl.Embedding(3, 2).state_dict().items()},
-        **{
-            f"head.{name}": values.shape
-            for name, values in minidl.LinearCrossEntropy(3, 2).state_dict().items()
-        },
+        **{f"head.{name}": values.shape for name, values in minidl.LinearCrossEntropy(3, 2).state_dict().items()},
     }
     assert shapes == {
         "lstm.weight_ih": (8, 3),
@@ -96,7 +93,7 @@ def test_state_dict_round_trip_and_independence() -> None:
 
 
 def test_load_state_dict_writes_into_the_shared_buffer_and_casts() -> None:
-    layer = minidl.Linear(2, 3)
+    layer: Any = minidl.Linear(2, 3)
     minidl.flatten(layer.parameters())
     place = layer.weight.data
     layer.load_state_dict({"weight": np.arange(6.0).reshape(3, 2), "bias": np.ones(3, np.float16)})
@@ -116,9 +113,7 @@ def test_load_state_dict_writes_into_the_shared_buffer_and_casts() -> None:
         ({"bias": np.zeros(3, complex)}, ValueError, ["bias", "floating point", "complex"]),
     ],
 )
-def test_load_state_dict_refuses_what_does_not_fit(
-    change: Any, error: type[Exception], words: list[str]
-) -> None:
+def test_load_state_dict_refuses_what_does_not_fit(change: Any, error: type[Exception], words: list[str]) -> None:
     layer = filled(minidl.Linear(2, 3, dtype="float64"))
     state = {"weight": np.ones((3, 2)), "bias": np.ones(3)} | change
     state = {name: values for name, values in state.items() if values is not None}

@@ -160,6 +160,11 @@ def test_a_float32_loss_over_many_rows_is_summed_exactly_enough() -> None:
     logits[:, 0] = 1e-3
     loss, _ = minidl.softmax_cross_entropy(logits, np.zeros(len(logits), int))
     assert math.isclose(loss, math.log(1 + math.exp(-1e-3)), rel_tol=1e-6)
+    assert np.asarray(loss).dtype == np.float64
+    layer = minidl.LinearCrossEntropy(3, 9, rng=0)
+    x = X.astype(np.float32)
+    for value in (layer(x, TARGETS), layer.forward_backward(x, TARGETS)[0]):
+        assert np.asarray(value).dtype == np.float64
 
 
 BAD_TARGETS = [
@@ -235,8 +240,6 @@ def test_a_bad_total_is_refused(total: float) -> None:
         (minidl.Parameter(np.zeros((9, 3), np.float32)), TypeError, ["float64", "float32"]),
     ],
 )
-def test_a_weight_that_cannot_be_shared_is_refused(
-    weight: Any, error: type[Exception], words: list[str]
-) -> None:
+def test_a_weight_that_cannot_be_shared_is_refused(weight: Any, error: type[Exception], words: list[str]) -> None:
     with refuses(error, "weight", *words):
         minidl.LinearCrossEntropy(3, 9, weight=weight, dtype="float64")

@@ -19,9 +19,7 @@ SHAPES = [(3, 5), (7,), (1, 1), (4, 4), (16,)]
 
 def parameters(shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: str = "float64") -> list[minidl.Parameter]:
     rng = np.random.default_rng(3)
-    params = [
-        minidl.Parameter(rng.normal(size=shape).astype(dtype), f"p{i}") for i, shape in enumerate(shapes)
-    ]
+    params = [minidl.Parameter(rng.normal(size=shape).astype(dtype), f"p{i}") for i, shape in enumerate(shapes)]
     for parameter in params:
         parameter.grad[...] = rng.normal(size=parameter.grad.shape)
     return params
@@ -41,9 +39,7 @@ def test_a_parameter_starts_with_a_gradient_of_zeros_like_it() -> None:
 @pytest.mark.parametrize("attribute", ["data", "grad"])
 def test_rebinding_is_refused_and_writing_in_place_is_not(attribute: str) -> None:
     parameter = parameters()[0]
-    with refuses(
-        AttributeError, f"p0.{attribute}", "in place", f".{attribute}[...] = values", keep=parameter
-    ):
+    with refuses(AttributeError, f"p0.{attribute}", "in place", f".{attribute}[...] = values", keep=parameter):
         setattr(parameter, attribute, np.zeros((3, 5)))
     with refuses(AttributeError, f"p0.{attribute}", keep=parameter):
         setattr(parameter, attribute, getattr(parameter, attribute).copy())
@@ -126,7 +122,7 @@ def test_arrays_that_are_not_contiguous_are_flattened_right() -> None:
 
 
 def test_a_model_with_a_part_in_another_optimizer_stays_right() -> None:
-    """The second optimizer takes a subset with a gap in it; each then updates what it holds, and only that."""
+    """The second optimizer takes a subset with a gap; each updates what it holds, and only that."""
     params = parameters()
     first = minidl.SGD(params, lr=0.5)
     second = minidl.SGD([params[0], params[3]], lr=0.25)
@@ -159,9 +155,7 @@ def test_the_gaps_between_parameters_stay_zero() -> None:
     assert not flat.data[~covered].any() and not flat.grad[~covered].any()
 
 
-@pytest.mark.parametrize(
-    "use", [minidl.flatten, lambda p: minidl.SGD(p, lr=1), lambda p: minidl.clip_grad_norm(p, 1)]
-)
+@pytest.mark.parametrize("use", [minidl.flatten, lambda p: minidl.SGD(p, lr=1), lambda p: minidl.clip_grad_norm(p, 1)])
 def test_what_cannot_share_a_buffer_is_refused(use: Callable[[Any], Any]) -> None:
     params = parameters()
     other = parameters([(2, 2)], dtype="float32")

@@ -23,14 +23,22 @@ class UsageError(Exception):
     """Something that the user asked for cannot be done; the message is one line."""
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        none = action.default is None or action.default is False or action.default == ""
+        return action.help if none else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """Shows every default in --help and tells a wrong argument in one line."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(description=description, formatter_class=Formatter)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -47,6 +55,14 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
         return value
 
     return convert
+
+
+def text(value: str) -> str:
+    """An argparse type: UTF-8 text, even where the locale took its bytes for something else."""
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError("expected text in UTF-8") from None
 
 
 def real(test: Callable[[float], bool], expected: str) -> Callable[[str], float]:
@@ -67,17 +83,27 @@ def real(test: Callable[[float], bool], expected: str) -> Callable[[str], float]
 positive = real(lambda value: value > 0, "above 0")
 
 
-def prepare_folder(path: Path) -> Path:
-    """Make `path` and try to write in it; UsageError if that fails or if it already holds a run."""
-    if (path / METRICS).exists():
-        raise UsageError(f"--out {path} already holds a run; choose another folder")
+@contextlib.contextmanager
+def results_folder(path: Path) -> Iterator[Path]:
+    """Make `path` and try to write in it; UsageError if that fails or if it already holds a run.
+
+    The folders that had to be made go again if nothing was put into them.
+    """
     try:
+        if (path / METRICS).exists():
+            raise UsageError(f"--out {path} already holds a run; choose another folder")
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from error
-    return path
+    try:
+        yield path
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def next_run(prefix: str = "") -> Path:
@@ -119,6 +145,9 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
     """
     expected: tuple[type[Exception], ...] = (UsageError, minidl.BackendError, minidl.CheckpointError)
     expected += (OSError, MemoryError, *errors)
+    for name in ("stdout", "stderr"):  # None after `>&-`, or under pythonw
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     try:

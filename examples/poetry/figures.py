@@ -28,7 +28,7 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], reported: Mappin
     left.plot(epochs, [line["validation_loss"] for line in lines], color=BLUE, marker=".", label="validation")
     left.set(xlabel="epoch", ylabel="cross-entropy (nats/char)")
     if reported is None:
-        right.plot(epochs, [line["validation_perplexity"] for line in lines], color=BLUE, marker=".")
+        right.plot(epochs, [min(line["validation_perplexity"], 1e9) for line in lines], color=BLUE, marker=".")
         right.annotate(
             f"{best['validation_perplexity']:.1f}",
             (best["epoch"], best["validation_perplexity"]),
@@ -79,8 +79,8 @@ def draw_starts(path: Path, starts: Sequence[Any], frequencies: float) -> None:
 
 def draw_poems(path: Path, poems: Sequence[str]) -> None:
     """The poems as on a page: in columns from the top down, from right to left."""
-    columns = [column for poem in poems for column in (*re.findall(r"[^。]{1,16}。?", poem), "")][:-1]
-    width, height = 0.4 * len(columns) + 0.8, 0.275 * max(map(len, columns)) + 0.7  # inches
+    columns = [column for poem in poems for column in (*re.findall(r"[^。]{1,16}。*|。+", poem), "")][:-1]
+    width, height = 0.4 * len(columns) + 0.8, 0.275 * max(map(len, columns), default=1) + 0.7  # inches
     figure = Figure(figsize=(width, height), facecolor="#fbf7ee")
     font = chinese_font("".join(poems))
     if font is None:

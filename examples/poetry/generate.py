@@ -25,7 +25,7 @@ def main() -> int:
         model,
         vocabulary,
         [start] * args.count,
-        args.max_length or facts["max_length"],
+        args.max_length or facts.get("max_length", 49),
         argmax=args.argmax,
         temperature=args.temperature,
         top_k=args.top_k,
@@ -40,8 +40,14 @@ def parse_arguments() -> Namespace:
     parser = cli.Parser("Write poems with a model that train.py made.")
     add = parser.add_argument
     add("--model", type=Path, metavar="FILE", help="a model.safetensors; without it the newest under runs/")
-    add("--start", default="", metavar="TEXT", help="what the poem begins with; simplified characters are understood")
-    add("--count", type=cli.whole(1), default=1, help="how many poems, one a line")
+    add(
+        "--start",
+        type=cli.text,
+        default="",
+        metavar="TEXT",
+        help="what the poem begins with; simplified characters are understood",
+    )
+    add("--count", type=cli.whole(1, 1_000_000), default=1, help="how many poems, one a line")
     add("--temperature", type=cli.positive, default=TEMPERATURE, help="below 1 plainer, above 1 wilder")
     add("--top-k", type=cli.whole(1), metavar="K", help="draw from the K likeliest characters alone")
     share = cli.real(lambda p: 0 < p <= 1, "above 0 and at most 1")

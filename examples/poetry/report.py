@@ -41,7 +41,11 @@ class Start(NamedTuple):
 def main() -> int:
     args = parse_arguments()
     minidl.backend.get(args.backend)
-    out = cli.prepare_folder(args.out)
+    with cli.results_folder(args.out) as out:
+        return report(args, out)
+
+
+def report(args: Namespace, out: Path) -> int:
     found = corpus.load(args.corpus, protocol.FILES, max_length=protocol.WIDTH - 1, unique=False)
     task = protocol.report_task(found.poems)
 
@@ -202,8 +206,10 @@ def honest_table(curves: dict[str, list[Line]]) -> str:
 
 
 def starts_table(starts: list[Start]) -> str:
-    rows = [[start.title, f"{start.losses[-1]:.3f}", f"{start.distinct_units}"] for start in starts]
-    return table(["start", f"nats a real target after {START_EPOCHS} epochs", "different hidden units"], rows)
+    rows = [
+        [start.title, f"{len(start.losses)}", f"{start.losses[-1]:.3f}", f"{start.distinct_units}"] for start in starts
+    ]
+    return table(["start", "epochs", "nats a real target after them", "different hidden units"], rows)
 
 
 def poems_table(poems: dict[str, list[str | None]]) -> str:

@@ -7,8 +7,10 @@ python examples/poetry/train.py --text FILE         your own poems or prose, one
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import cli
 import corpus
@@ -23,6 +25,17 @@ import minidl
 from minidl.schedules import Schedule
 
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.03, "adadelta": 1.0, "sgd": 1.0}
+DEFAULTS = {
+    "files": 8,
+    "schedule": "constant",
+    "epochs": 40,
+    "patience": 3,
+    "batch_size": 256,
+    "hidden_size": 256,
+    "embedding_size": 128,
+    "dropout": 0.3,
+    "clip": 1.0,
+}
 MAX_LENGTH = 49  # characters of a poem, as in the report
 MAX_PIECE = 200  # longer lines of a --text are cut, since a batch takes as many steps as its longest
 
@@ -30,7 +43,11 @@ MAX_PIECE = 200  # longer lines of a --text are cut, since a batch takes as many
 def main() -> int:
     args = parse_arguments()
     minidl.backend.get(args.backend)
-    out = cli.prepare_folder(args.out)
+    with cli.results_folder(args.out) as out:
+        return train(args, out)
+
+
+def train(args: Namespace, out: Path) -> int:
     task = report_task(args) if args.protocol else default_task(args)
 
     rng = np.random.default_rng(args.seed)
@@ -51,7 +68,10 @@ def main() -> int:
         pads_count=bool(args.protocol),
         rng=rng,
     )
-    arguments = {name: value if isinstance(value, (int, float)) else str(value) for name, value in vars(args).items()}
+    arguments = {
+        name: value if isinstance(value, (int, float)) else os.fsencode(str(value)).decode("utf-8", "replace")
+        for name, value in vars(args).items()
+    }
     facts = {"max_length": task.max_length, "arguments": arguments}
     lines = []
     with cli.metrics_file(out) as write:
@@ -69,44 +89,53 @@ def main() -> int:
 
 def parse_arguments() -> Namespace:
     parser = cli.Parser("Train an LSTM on the Tang poems; writes metrics, curves, poems and the best model to --out.")
-    add = parser.add_argument
-    add("--backend", default="numpy", choices=["numpy", "cupy"], help="numpy: the processor; cupy: an NVIDIA GPU")
-    add("--corpus", type=Path, metavar="DIR", help="a folder with poet.tang.N.json files; without it they are fetched")
-    add("--files", type=cli.whole(1, 58), default=protocol.FILES, help="how many of the 58 Tang files, from the first")
-    add("--text", type=Path, metavar="FILE", help="train on this UTF-8 text instead, one poem or passage a line")
-    add("--protocol", choices=["report"], help="repeat the report's experiment: its rows, pads, split, start and stop")
-    add("--optimizer", default="adam", choices=list(LEARNING_RATES), help="how weights follow gradients")
+
+    def add(name: str, help: str, **how: Any) -> None:
+        default = DEFAULTS.get(name[2:].replace("-", "_"))
+        parser.add_argument(name, help=help if default is None else f"{help} (default: {default})", **how)
+
     rates = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
-    add("--lr", type=cli.positive, help=f"learning rate; without it {rates}")
-    add("--schedule", default="constant", choices=["one-cycle", "constant"], help="one-cycle: up to --lr, then down")
-    add("--epochs", type=cli.whole(1), default=protocol.EPOCHS, help="at most this many passes over the training part")
-    add("--patience", type=cli.whole(1), default=3, help="stop after so many epochs in a row without a better one")
-    add("--batch-size", type=cli.whole(1), default=protocol.BATCH_SIZE, help="poems a step")
-    add("--hidden-size", type=cli.whole(1), default=protocol.HIDDEN_SIZE, help="units of the LSTM")
-    add("--embedding-size", type=cli.whole(1), default=protocol.EMBEDDING_SIZE, help="numbers a character")
     share = cli.real(lambda p: 0 <= p < 1, "from 0 to below 1")
-    add("--dropout", type=share, default=0.3, help="share of units that a training step leaves out")
-    add("--clip", type=cli.positive, default=1.0, help="largest norm of the gradient")
-    add("--out", type=Path, metavar="DIR", help="a new folder for the results; without it runs/1, runs/2, ...")
-    add("--seed", type=cli.whole(0), default=0, help="of all random numbers")
+    add("--backend", "numpy: the processor; cupy: an NVIDIA GPU", default="numpy", choices=["numpy", "cupy"])
+    add("--corpus", "a folder with poet.tang.N.json files; without it they are fetched", type=Path, metavar="DIR")
+    add("--files", "how many of the 58 Tang files, from the first", type=cli.whole(1, 58))
+    add("--text", "train on this UTF-8 text instead, one poem or passage a line", type=Path, metavar="FILE")
+    add("--protocol", "repeat the report's experiment: its rows, pads, split, start and stop", choices=["report"])
+    add("--optimizer", "how weights follow gradients", default="adam", choices=list(LEARNING_RATES))
+    add("--lr", f"learning rate (default: {rates})", type=cli.positive)
+    add("--schedule", "one-cycle rises to --lr and falls over all epochs", choices=["constant", "one-cycle"])
+    add("--epochs", "at most this many passes over the training part", type=cli.whole(1))
+    add("--patience", "stop after so many epochs in a row without a better one", type=cli.whole(1))
+    add("--batch-size", "poems a step", type=cli.whole(1))
+    add("--hidden-size", "units of the LSTM", type=cli.whole(1, 65536))
+    add("--embedding-size", "numbers a character", type=cli.whole(1, 65536))
+    add("--dropout", "share of units that a training step leaves out", type=share)
+    add("--clip", "largest norm of the gradient", type=cli.positive)
+    add("--out", "a new folder for the results (default: runs/1, runs/2, ...)", type=Path, metavar="DIR")
+    add("--seed", "of all random numbers", default=0, type=cli.whole(0))
     args = parser.parse_args()
-    if args.protocol:
-        fix_protocol(parser, args)
     if args.text and args.corpus:
         parser.error("--text and --corpus exclude each other")
-    args.lr = args.lr or (protocol.LEARNING_RATES if args.protocol else LEARNING_RATES)[args.optimizer]
-    args.out = args.out or cli.next_run()
+    settle(parser, args)
     return args
 
 
-def fix_protocol(parser: cli.Parser, args: Namespace) -> None:
-    """The report's settings; an argument that would change them is an error."""
-    for name in ("files", "text", "batch_size", "hidden_size", "embedding_size", "dropout", "clip", "patience"):
-        if getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name.replace('_', '-')} does not go with --protocol report, which fixes it")
-    if args.optimizer not in protocol.LEARNING_RATES:
+def settle(parser: cli.Parser, args: Namespace) -> None:
+    """Fill in what was not given; the report's protocol fixes most of it, and contradicting it is an error."""
+    if args.protocol and args.text:
+        parser.error("--text does not go with --protocol report")
+    if args.protocol and args.optimizer not in protocol.LEARNING_RATES:
         parser.error(f"--protocol report knows the optimizers {', '.join(protocol.LEARNING_RATES)}")
-    args.dropout, args.clip, args.patience = 0.0, None, 1
+    if args.protocol and args.epochs is None:
+        args.epochs = protocol.EPOCHS
+    for name, default in DEFAULTS.items():
+        fixed = protocol.SETTINGS.get(name, default) if args.protocol else default
+        if getattr(args, name) is None:
+            setattr(args, name, fixed)
+        elif args.protocol and name in protocol.SETTINGS:
+            parser.error(f"--{name.replace('_', '-')} does not go with --protocol report, which fixes it")
+    args.lr = args.lr or (protocol.LEARNING_RATES if args.protocol else LEARNING_RATES)[args.optimizer]
+    args.out = args.out or cli.next_run()
 
 
 def build_schedule(args: Namespace, model: PoemModel, task: Task) -> Schedule:

@@ -148,7 +148,8 @@ def fit(
     try:
         for epoch in range(1, epochs + 1):
             started = time.perf_counter()
-            with tqdm(total=task.steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet) as progress:
+            progress = tqdm(total=task.steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet)
+            with progress, np.errstate(over="ignore", invalid="ignore"):  # infinities are looked for and told
                 train = train_epoch(model, schedule, task.train(rng), clip, progress)
             train_loss = train.loss  # read before the clock: a GPU has finished then
             seconds = time.perf_counter() - started

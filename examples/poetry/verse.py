@@ -43,7 +43,7 @@ def write_poems(
             raise ValueError("this model needs a first character to begin with")
         latest = np.array([ids[0] for ids in forced], np.int32)
         poems = [[int(ids[0])] for ids in forced]
-    alive = np.ones(len(starts), bool)
+    alive = np.array([len(poem) < max(max_length, len(start)) for poem, start in zip(poems, starts, strict=True)], bool)
     while alive.any():
         logits, state = model.next_logits(latest, state)
         scores = minidl.to_host(logits)

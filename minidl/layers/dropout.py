@@ -7,12 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import checks
-from ..backend import Array, generator, of
+from ..backend import Array, generator, is_device, of
 from ..initializers import Rng
 from ..layer import Layer
 
 
 class DropoutCache(NamedTuple):
+    """What was dropped."""
+
     scale: Array | None  # (N, D): 0 where dropped, else 1 / (1 - p); None where nothing is
 
 
@@ -28,21 +30,29 @@ class Dropout(Layer):
     def __init__(self, p: float, *, dtype: str = "float32", backend: str = "numpy", rng: Rng = None) -> None:
         # dtype and backend are those of x; both are taken so that all layers are made alike.
         checks.float_dtype(dtype)
+        if backend not in ("numpy", "cupy"):
+            raise ValueError(f"backend must be 'numpy' or 'cupy', got {backend!r}")
         self.p = checks.number("p", p, 0.0, 1.0)
         self.seed = int(generator(rng).integers(2**63))
 
     def forward(self, x: Array, step: int = 0, rows: Array | None = None) -> tuple[Array, DropoutCache]:
+        if not (isinstance(x, np.ndarray) or is_device(x)):
+            raise TypeError(f"x must be an array, got {type(x).__name__}")
         if x.ndim != 2 or x.shape[0] == 0:
             raise ValueError(f"x must have shape (N, D) with N at least 1, got {x.shape}")
+        checks.float_dtype(x.dtype, "x")
+        step = checks.integer("step", step, 0)
         if self.p == 0.0:
             return x, DropoutCache(None)
         xp = of(x)
         rows = np.arange(x.shape[0]) if rows is None else np.asarray(rows)
         if rows.shape != x.shape[:1] or rows.dtype.kind not in "iu":
-            raise ValueError(f"rows must hold one integer for each of the {x.shape[0]} rows, got {rows.shape}")
+            raise ValueError(
+                f"rows must hold one integer for each of the {x.shape[0]} rows, got {rows.shape} {rows.dtype}"
+            )
         row_keys, unit_keys = _keys(self.seed, step, rows, x.shape[1])
         bits = _mix(xp.asarray(row_keys)[:, None] ^ xp.asarray(unit_keys)[None, :])
-        keep = bits >= np.uint32(round(self.p * 2**32))
+        keep = bits >= np.uint32(min(round(self.p * 2**32), 2**32 - 1))
         scale = keep.astype(x.dtype)
         scale *= 1 / (1 - self.p)
         return x * scale, DropoutCache(scale)
@@ -52,7 +62,10 @@ class Dropout(Layer):
 
     def backward(self, dy: Array, cache: DropoutCache) -> Array:
         """dL/dx = dy * m / (1 - p)."""
-        return dy if cache.scale is None else dy * cache.scale
+        if cache.scale is None:
+            return dy
+        checks.matrix("dy", dy, cache.scale.shape[1], like=cache.scale, rows=len(cache.scale))
+        return dy * cache.scale
 
 
 def _keys(seed: int, step: int, rows: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:

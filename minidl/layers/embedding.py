@@ -11,6 +11,8 @@ from ..parameter import create
 
 
 class EmbeddingCache(NamedTuple):
+    """What backward needs."""
+
     ids: Array  # (N,)
 
 

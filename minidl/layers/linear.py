@@ -12,6 +12,8 @@ from ..parameter import create
 
 
 class LinearCache(NamedTuple):
+    """What backward needs."""
+
     x: Array  # (N, in_features)
 
 

@@ -80,11 +80,7 @@ def cases() -> dict[str, dict[str, np.ndarray]]:
     }
     found["model"] = {
         "embedding": normal(8, 4),  # also the weight of the projection
-        **{
-            name: value
-            for name, value in lstm(4, 4, [4, 3, 1]).items()
-            if name[:4] in ("weig", "bias", "batc")
-        },
+        **{name: value for name, value in lstm(4, 4, [4, 3, 1]).items() if name[:4] in ("weig", "bias", "batc")},
         "head_bias": normal(8),
         "ids": rng.integers(0, 8, 8),
         "targets": rng.integers(0, 8, 8),
@@ -195,7 +191,7 @@ def _clip(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for param, grad in zip(params, inputs.values(), strict=True):
         param.grad = torch.tensor(grad)
     norm = torch.nn.utils.clip_grad_norm_(params, CLIPS[name])
-    return {"norm": norm.numpy(), **{f"grad_{i}": p.grad.numpy() for i, p in enumerate(params)}}
+    return {"norm": norm.numpy(), **{f"grad_{i}": np.asarray(p.grad) for i, p in enumerate(params)}}
 
 
 def _optimizer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -204,7 +200,7 @@ def _optimizer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray
     class_name, _, arguments = OPTIMIZERS[name]
     params = [torch.nn.Parameter(torch.tensor(values)) for values in inputs.values()]
     optimizer = getattr(torch.optim, class_name)(params, **arguments)
-    outputs = {}
+    outputs: dict[str, np.ndarray] = {}
     for step in range(1, max(STEPS) + 1):
         for param in params:
             param.grad = torch.tensor(gradient(param.detach().numpy(), step))
@@ -218,7 +214,7 @@ def make() -> tuple[dict[str, np.ndarray], str]:
     """All arrays of the file, and the version of PyTorch that made them."""
     import torch
 
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, inputs in cases().items():
         arrays |= {f"{name}/in/{key}": value for key, value in inputs.items()}
         arrays |= {f"{name}/out/{key}": value for key, value in expected(name, inputs).items()}

@@ -1,0 +1,379 @@
+"""Training on CuPy, by its double: NumPy's numbers, no hidden waiting, nothing applied that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import device_double
+import numpy as np
+import pytest
+from helpers import filled, refuses
+
+import minidl
+
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
+    "SGD": lambda params: minidl.SGD(params, lr=0.1),
+    "SGD with momentum": lambda params: minidl.SGD(params, lr=0.1, momentum=0.9),
+    "AdaGrad": lambda params: minidl.AdaGrad(params, lr=0.1),
+    "Adadelta": lambda params: minidl.Adadelta(params),
+    "Adam": lambda params: minidl.Adam(params, lr=0.01),
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+
+INPUTS = [[0, 1, 2, 2, 4], [4], [3, 3, 0]]
+TARGETS = [[1, 2, 2, 4, 0], [1], [3, 0, 4]]
+
+
+@pytest.fixture(autouse=True)
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return device_double.install(monkeypatch)
+
+
+class Model(minidl.Layer):
+    """Embedding, LSTM, dropout, and a head that shares the embedding's weight."""
+
+    def __init__(self, backend: str, dtype: str) -> None:
+        super().__init__()
+        options: Any = {"backend": backend, "dtype": dtype}
+        self.embedding = minidl.Embedding(5, 4, rng=0, **options)
+        self.lstm = minidl.LSTM(4, 4, rng=1, **options)
+        self.dropout = minidl.Dropout(0.25, rng=2, **options)
+        self.head = minidl.LinearCrossEntropy(4, 5, weight=self.embedding.weight, rng=3, **options)
+
+    def forward_backward(self, batch: Any, targets: Any, step: int) -> Any:
+        x, embedded = self.embedding.forward(batch.data)
+        (y, _), walked = self.lstm.forward(x, batch.batch_sizes)
+        h, dropped = self.dropout.forward(y, step)
+        loss, dh = self.head.forward_backward(h, targets)
+        dx, _ = self.lstm.backward(self.dropout.backward(dh, dropped), walked)
+        self.embedding.backward(dx, embedded)
+        return loss
+
+
+def train(model: Model, optimizer: Any, steps: int, ids_on: str) -> list[Any]:
+    """The loss of each step, left where it was computed."""
+    batch, targets = minidl.pack(INPUTS, backend=ids_on), minidl.pack(TARGETS, backend=ids_on).data
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        losses.append(model.forward_backward(batch, targets, step))
+        minidl.clip_grad_norm(model.parameters(), 0.5)
+        optimizer.step()
+    return losses
+
+
+@every_optimizer
+@pytest.mark.parametrize("ids_on", ["numpy", "cupy"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-4)])
+def test_a_training_run_gives_what_numpy_gives_and_never_waits(
+    make: Any, ids_on: str, dtype: str, tolerance: float, cupy: Any
+) -> None:
+    host, device = Model("numpy", dtype), Model("cupy", dtype)
+    host_optimizer, optimizer = make(host.parameters()), make(device.parameters())
+    expected = train(host, host_optimizer, 4, "numpy")
+    cupy.syncs.clear()
+    losses = train(device, optimizer, 4, ids_on)
+    assert cupy.syncs == [], "something in a training step made the host wait"
+
+    np.testing.assert_allclose([float(loss) for loss in losses], expected, rtol=tolerance)
+    for (name, values), (_, wanted) in zip(device.state_dict().items(), host.state_dict().items(), strict=True):
+        assert values.dtype == dtype
+        np.testing.assert_allclose(values, wanted, rtol=tolerance, atol=tolerance, err_msg=name)
+    for name, wanted in host_optimizer.state_dict().items():
+        got = optimizer.state_dict()[name]
+        np.testing.assert_allclose(got, wanted, rtol=100 * tolerance, atol=tolerance, err_msg=name)
+
+
+def test_reading_the_loss_waits_once(cupy: Any) -> None:
+    model = Model("cupy", "float32")
+    (loss,) = train(model, minidl.SGD(model.parameters(), lr=0.1), 1, "cupy")
+    assert cupy.syncs == []
+    assert float(loss) > 0 and cupy.syncs == ["float"]
+
+
+def test_states_and_chunks_stay_on_the_device(cupy: Any) -> None:
+    layers = [filled_on(backend, minidl.LSTM(3, 4, backend=backend, dtype="float64")) for backend in ("numpy", "cupy")]
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(8, 3)), rng.normal(size=(8, 4))
+    state, dstate = ((rng.normal(size=(4, 4)), rng.normal(size=(4, 4))) for _ in range(2))
+    results = []
+    for backend, lstm in zip(("numpy", "cupy"), layers, strict=True):
+
+        def there(array: np.ndarray, backend: str = backend) -> Any:
+            return minidl.to_backend(array, backend)
+
+        given, asked = (tuple(map(there, pair)) for pair in (state, dstate))
+        cupy.syncs.clear()
+        (y1, middle), first = lstm.forward(there(x[:5]), [3, 2], given)
+        (y2, last), second = lstm.forward(there(x[5:]), [2, 1], middle)
+        dx2, back = lstm.backward(there(dy[5:]), second, asked)
+        dx1, start = lstm.backward(there(dy[:5]), first, back)
+        again = lstm(there(x[:5]), [3, 2], given)[0]
+        assert cupy.syncs == []
+        grads = [p.grad for p in lstm.parameters()]
+        results.append([minidl.to_host(array) for array in (y1, y2, *last, dx1, dx2, *start, again, *grads)])
+    for got, expected in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
+
+
+def filled_on(backend: str, layer: Any) -> Any:
+    """`helpers.filled` for either backend: values are written through the host."""
+    twin = filled(minidl.LSTM(3, 4, dtype="float64"))
+    layer.load_state_dict(twin.state_dict())
+    return layer
+
+
+def test_linear_and_the_textbook_loss(cupy: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, targets = rng.normal(size=(6, 3)), rng.integers(0, 4, 6)
+    host, device = (minidl.Linear(3, 4, rng=1, dtype="float64", backend=name) for name in ("numpy", "cupy"))
+    cupy.syncs.clear()
+    logits, cache = device.forward(minidl.to_backend(x, "cupy"))
+    loss, dlogits = minidl.softmax_cross_entropy(logits, targets)
+    dx = device.backward(dlogits, cache)
+    assert cupy.syncs == []
+    expected_logits, host_cache = host.forward(x)
+    expected_loss, expected_dlogits = minidl.softmax_cross_entropy(expected_logits, targets)
+    np.testing.assert_allclose(float(loss), expected_loss, rtol=1e-13)
+    np.testing.assert_allclose(dx.get(), host.backward(expected_dlogits, host_cache), rtol=1e-12)
+    for p, q in zip(device.parameters(), host.parameters(), strict=True):
+        np.testing.assert_allclose(p.grad.get(), q.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_the_same_seed_gives_the_same_model_and_the_same_mask() -> None:
+    host, device = Model("numpy", "float32"), Model("cupy", "float32")
+    for name, values in host.state_dict().items():
+        assert values.tobytes() == device.state_dict()[name].tobytes(), name
+    x = np.ones((50, 20), np.float32)
+    masks = [layer.dropout.forward(there, 3)[0] for layer, there in ((host, x), (device, minidl.to_backend(x, "cupy")))]
+    assert (minidl.to_host(masks[1]) == masks[0]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("clip", [True, False])
+@every_optimizer
+def test_a_gradient_that_is_not_finite_is_left_out_and_told_with_the_next_value(
+    make: Any, clip: bool, value: float, cupy: Any
+) -> None:
+    model = Model("cupy", "float32")
+    optimizer = make(model.parameters())
+    losses = train(model, optimizer, 2, "cupy")
+    before = [array.get().tobytes() for array in (*(p.data for p in model.parameters()), *optimizer.state.values())]
+
+    cupy.syncs.clear()
+    model.lstm.bias.grad[3:4] = value
+    if clip:
+        minidl.clip_grad_norm(model.parameters(), 0.5)
+    optimizer.step()
+    assert cupy.syncs == [], "looking whether the gradient was finite made the host wait"
+
+    after = [array.get().tobytes() for array in (*(p.data for p in model.parameters()), *optimizer.state.values())]
+    assert after == before
+    with refuses(FloatingPointError, "not finite", "1 optimizer step"):
+        minidl.to_host(losses[-1])
+    assert optimizer.steps == 2, "the step that was left out must not count"
+    assert minidl.to_host(losses[-1]) > 0  # told once
+    train(model, optimizer, 1, "cupy")
+    assert optimizer.steps == 3
+    assert all(np.isfinite(values).all() for values in model.state_dict().values())
+
+
+def test_several_bad_steps_are_told_together_and_good_ones_in_between_count() -> None:
+    model = Model("cupy", "float32")
+    optimizer = minidl.Adam(model.parameters())
+    for value in (1.0, np.nan, 1.0, np.inf, np.nan):
+        model.lstm.bias.grad[...] = value
+        optimizer.step()
+    with refuses(FloatingPointError, "3 optimizer step"):
+        minidl.to_host(model.lstm.bias.data)
+    assert optimizer.steps == 2
+
+
+def test_a_bad_step_is_told_before_a_checkpoint_is_made_of_it() -> None:
+    for make in OPTIMIZERS.values():
+        model = Model("cupy", "float32")
+        optimizer = make(model.parameters())
+        model.lstm.bias.grad[...] = np.nan
+        optimizer.step()
+        with refuses(FloatingPointError, "not finite"):
+            optimizer.state_dict()
+        assert int(optimizer.state_dict()["steps"]) == 0
+
+
+def test_a_state_that_is_loaded_forgets_bad_steps_before_it() -> None:
+    model = Model("cupy", "float32")
+    optimizer = minidl.Adam(model.parameters())
+    train(model, optimizer, 2, "cupy")
+    good = optimizer.state_dict()
+    model.lstm.bias.grad[...] = np.nan
+    optimizer.step()
+    optimizer.load_state_dict(good)
+    minidl.to_host(model.lstm.bias.data)
+    assert optimizer.steps == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_large_gradients_are_applied_or_told_but_never_dropped(clip: bool, dtype: str) -> None:
+    """Finite, though their squares overflow: NumPy applies them, a device may leave them out and say so."""
+    large = 1e30 if dtype == "float32" else 1e200
+    parameter = minidl.Parameter(minidl.to_backend(np.ones(4, dtype), "cupy"))
+    optimizer = minidl.SGD([parameter], lr=1.0 if clip else 0.5 / large)
+    parameter.grad[...] = large
+    if clip:
+        minidl.clip_grad_norm([parameter], 1.0)
+    optimizer.step()
+    try:
+        values = minidl.to_host(parameter.data)
+    except FloatingPointError:
+        values = minidl.to_host(parameter.data)
+        assert (values == 1).all() and optimizer.steps == 0
+    else:
+        np.testing.assert_allclose(values, 0.5, rtol=1e-5)
+
+
+def test_a_resume_continues_on_the_device_bit_for_bit() -> None:
+    whole, first, second = (Model("cupy", "float32") for _ in range(3))
+    whole_optimizer, first_optimizer, second_optimizer = (minidl.Adam(m.parameters()) for m in (whole, first, second))
+    train(whole, whole_optimizer, 2, "cupy")
+    train(whole, whole_optimizer, 2, "cupy")
+    train(first, first_optimizer, 2, "cupy")
+    second.load_state_dict(first.state_dict())
+    second_optimizer.load_state_dict(first_optimizer.state_dict())
+    train(second, second_optimizer, 2, "cupy")
+    for name, values in whole.state_dict().items():
+        assert values.tobytes() == second.state_dict()[name].tobytes(), name
+    assert second_optimizer.steps == 4
+
+
+def test_parameters_on_a_device_are_flattened_and_checkpointed(tmp_path: Any) -> None:
+    model = Model("cupy", "float32")
+    minidl.flatten(model.parameters())
+    minidl.save(tmp_path / "c", {name: p.data for name, p in model.named_parameters()}, {})
+    tensors, _ = minidl.load(tmp_path / "c")
+    host = Model("numpy", "float32")
+    host.load_state_dict(tensors)
+    for name, values in model.state_dict().items():
+        assert values.tobytes() == host.state_dict()[name].tobytes()
+
+
+def test_what_is_sampled_or_unpacked_comes_to_the_host_once(cupy: Any) -> None:
+    logits = minidl.to_backend(np.log([[0.5, 0.5], [1e-30, 1.0]]), "cupy")
+    cupy.syncs.clear()
+    assert minidl.sample(logits, rng=0)[1] == 1 and cupy.syncs == ["get"]
+    batch = minidl.pack(INPUTS, backend="cupy")
+    cupy.syncs.clear()
+    parts = minidl.unpack(batch)
+    assert cupy.syncs == [] and [part.get().tolist() for part in parts] == INPUTS
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cupy"])
+def test_ids_from_the_host_are_checked_before_the_device_would_wrap_them(backend: str) -> None:
+    layer = minidl.Embedding(5, 4, backend=backend)
+    head = minidl.LinearCrossEntropy(4, 5, backend=backend)
+    x = minidl.to_backend(np.ones((2, 4), np.float32), backend)
+    for bad in (5, -1):
+        with refuses(IndexError, "ids", bad):
+            layer.forward([0, bad])
+        with refuses(IndexError, "targets", bad):
+            head.forward_backward(x, [0, bad])
+
+
+def layers_and_arrays(backend: str) -> dict[str, tuple[Any, Callable[[Any], Any], Any]]:
+    """name: (layer of `backend`, a call that takes one array, that array on the host)."""
+    rows = np.ones((2, 3), np.float32)
+    linear, lstm = minidl.Linear(3, 3, backend=backend), minidl.LSTM(3, 3, backend=backend)
+    head, embedding = (
+        minidl.LinearCrossEntropy(3, 3, backend=backend),
+        minidl.Embedding(3, 3, backend=backend),
+    )
+    there = minidl.to_backend(rows, backend)
+    linear_cache, embedding_cache = linear.forward(there)[1], embedding.forward([0, 1])[1]
+    lstm_cache = lstm.forward(there, [2])[1]
+    return {
+        "x of Linear": (linear, linear.forward, rows),
+        "dy of Linear": (linear, lambda dy: linear.backward(dy, linear_cache), rows),
+        "x of LSTM": (lstm, lambda x: lstm.forward(x, [2]), rows),
+        "h of LSTM": (lstm, lambda h: lstm.forward(there, [2], (h, there)), rows),
+        "c of LSTM": (lstm, lambda c: lstm.forward(there, [2], (there, c)), rows),
+        "dy of LSTM": (lstm, lambda dy: lstm.backward(dy, lstm_cache), rows),
+        "dstate of LSTM": (lstm, lambda dc: lstm.backward(there, lstm_cache, (there, dc)), rows),
+        "x of the head": (head, lambda x: head.forward_backward(x, [0, 1]), rows),
+        "dy of Embedding": (embedding, lambda dy: embedding.backward(dy, embedding_cache), rows),
+    }
+
+
+@pytest.mark.parametrize("name", layers_and_arrays("numpy"))
+@pytest.mark.parametrize(("backend", "other"), [("numpy", "cupy"), ("cupy", "numpy")])
+def test_arrays_of_the_other_library_are_refused(name: str, backend: str, other: str) -> None:
+    layer, call, rows = layers_and_arrays(backend)[name]
+    before = [minidl.to_host(p.grad).tobytes() for p in layer.parameters()]
+    with refuses(TypeError, f"is a {other} array", f"is a {backend} array"):
+        call(minidl.to_backend(rows, other))
+    assert [minidl.to_host(p.grad).tobytes() for p in layer.parameters()] == before
+
+
+def test_ids_on_a_device_do_not_reach_a_layer_on_the_host(cupy: Any) -> None:
+    ids = cupy.asarray(np.array([0, 1]))
+    with refuses(TypeError, "ids is a cupy array", "numpy"):
+        minidl.Embedding(3, 3).forward(ids)
+    with refuses(TypeError, "targets is a cupy array", "numpy"):
+        minidl.softmax_cross_entropy(np.ones((2, 3)), ids)
+    with refuses(TypeError, "batch_sizes", "host"):
+        minidl.LSTM(3, 3).forward(np.ones((1, 3), np.float32), cupy.asarray(np.array([1])))
+
+
+def test_dropout_refuses_a_dy_of_the_other_library() -> None:
+    layer = minidl.Dropout(0.5, rng=0)
+    _, cache = layer.forward(np.ones((2, 3)))
+    with refuses(TypeError, "dy", "cupy", "numpy"):
+        layer.backward(minidl.to_backend(np.ones((2, 3)), "cupy"), cache)
+
+
+def test_parameters_of_two_libraries_share_nothing() -> None:
+    params = [minidl.Parameter(np.ones(2)), minidl.Parameter(minidl.to_backend(np.ones(2), "cupy"))]
+    for use in (minidl.flatten, lambda p: minidl.SGD(p, lr=1), lambda p: minidl.clip_grad_norm(p, 1.0)):
+        with refuses(TypeError, "cupy array", "numpy array", "params[1]"):
+            use(params)
+
+
+def test_a_weight_of_the_other_library_cannot_be_shared() -> None:
+    embedding = minidl.Embedding(5, 4, backend="cupy")
+    with refuses(TypeError, "weight", "cupy", "numpy"):
+        minidl.LinearCrossEntropy(4, 5, weight=embedding.weight)
+
+
+def test_values_from_the_host_are_not_written_into_a_device_array_by_accident() -> None:
+    parameter = minidl.Linear(3, 2, backend="cupy").weight
+    with pytest.raises(ValueError, match=r"non-scalar numpy\.ndarray"):
+        parameter.data[...] = np.ones((2, 3))
+    parameter.data[...] = minidl.to_backend(np.ones((2, 3), np.float32), "cupy")
+    assert minidl.to_host(parameter.data).sum() == 6
+
+
+def test_the_double_is_as_strict_as_it_says(cupy: Any) -> None:
+    """Were it lax, the tests above would prove nothing."""
+    device, host = cupy.asarray(np.arange(4.0)), np.arange(4.0)
+    cupy.syncs.clear()
+    for mixed in (lambda: device + host, lambda: host + device, lambda: device @ host, lambda: device < host):
+        with pytest.raises(TypeError):
+            mixed()
+    with pytest.raises(TypeError, match="Implicit conversion"):
+        np.asarray(device)
+    with pytest.raises(TypeError):
+        cupy.multiply(device, host)
+    with pytest.raises(TypeError):
+        np.multiply(device, 2)
+    with pytest.raises(TypeError):
+        host += device
+    with pytest.raises(TypeError, match="where"):
+        cupy.exp(device, where=device > 1)
+    assert cupy.syncs == []
+    assert type(device.sum()) is type(device) and device.sum().shape == ()
+    assert device[cupy.asarray(np.array([5, -1]))].get().tolist() == [1.0, 3.0], "ids wrap around"
+    cupy.syncs.clear()
+    if device.sum() > 1:
+        float(device[0]), int(device[0]), device[device > 1]
+    assert cupy.syncs == ["bool", "float", "int", "mask"]
+    assert np.isnan(cupy.empty(3).get()).all()

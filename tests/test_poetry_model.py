@@ -1,0 +1,232 @@
+"""PoemModel: its forward pass by hand, its whole gradient numerically, and its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import filled, relative_error
+from model import Batch, Nats, PoemModel, load_model, save_model
+from poetry_helpers import VOCABULARY, log_softmax, small_model, weights
+from training import Rows
+from vocabulary import END, UNKNOWN, Vocabulary
+
+import minidl
+
+V, E, H = 7, 3, 4
+
+
+def float64_model(dropout: float = 0.0) -> PoemModel:
+    """PoemModel computes in float32; this one has the same layers in float64, with random biases."""
+    model = PoemModel(V, E, H, dropout, rng=0)
+    model.embedding = minidl.Embedding(V, E, dtype="float64", rng=1)
+    model.lstm = minidl.LSTM(E, H, dtype="float64", rng=2)
+    model.head = minidl.LinearCrossEntropy(H, V, dtype="float64", rng=3)
+    return filled(model, seed=4)
+
+
+def batch(real: bool) -> Batch:
+    """Lengths 4, 3, 3, 1, packed; with `real` some of the targets are pads."""
+    rng = np.random.default_rng(5)
+    sizes = [4, 3, 3, 1]
+    inputs, targets = rng.integers(0, V, (2, sum(sizes)))
+    return Batch(inputs, targets, sizes, targets > 2 if real else None)
+
+
+class MeanLoss(minidl.Layer):
+    """The loss whose gradient `forward_backward` promises: the mean over all rows, pads included."""
+
+    def __init__(self, model: PoemModel, rows: Batch, step: int) -> None:
+        self.model, self.rows, self.step = model, rows, step
+
+    def forward_backward(self) -> tuple[float, tuple[()]]:
+        nats = self.model.forward_backward(self.rows, self.step)
+        return (nats.real + nats.pads) / len(self.rows.targets), ()
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_gradient_of_the_whole_model_is_the_numerical_one(dropout: float, real: bool) -> None:
+    report = minidl.gradcheck(MeanLoss(float64_model(dropout), batch(real), step=3), rng=6)
+    assert {check.name.removeprefix("model.") for check in report.checks} == {
+        "embedding.weight",
+        "lstm.weight_ih",
+        "lstm.weight_hh",
+        "lstm.bias",
+        "head.weight",
+        "head.bias",
+    }
+    assert report.max_error < 1e-6
+
+
+def test_the_loss_is_that_of_each_poem_alone_through_the_textbook() -> None:
+    model, rows = small_model(), Rows(["甲乙，丙", "月", "夜山日。紅"], VOCABULARY)
+    got = model.nats(rows.batch(np.array([0, 1, 2])))
+    expected = 0.0
+    for start, length in zip(rows.starts, rows.lengths, strict=True):
+        ids = rows.ids[start : start + length + 1]
+        state = None
+        for before, after in pairwise(ids):
+            logits, state = model.next_logits(np.array([before]), state)
+            expected -= log_softmax(logits)[0, after]
+    assert float(got.real) == pytest.approx(expected, rel=1e-5) and got.pads == 0.0
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_forward_backward_gives_the_nats_of_the_forward_pass_alone(real: bool) -> None:
+    model, rows = PoemModel(V, E, H, rng=0), batch(real)
+    trained, alone = model.forward_backward(rows, 0), model.nats(rows)
+    assert float(trained.real) == pytest.approx(float(alone.real), rel=1e-6)
+    assert float(trained.pads) == pytest.approx(float(alone.pads), rel=1e-6)
+    assert (float(alone.pads) > 0) == real
+
+
+def test_dropout_works_in_training_only_and_by_the_step() -> None:
+    model, rows = PoemModel(V, 16, 16, dropout=0.5, rng=0), batch(False)
+    first, again, other = (float(model.forward_backward(rows, step).real) for step in (1, 1, 2))
+    assert first == again != other
+    assert float(model.nats(rows).real) == float(model.nats(rows).real) not in (first, other)
+
+
+def gradients(rows: Batch) -> tuple[list[np.ndarray], Nats]:
+    model = float64_model()
+    nats = model.forward_backward(rows, 0)
+    return [parameter.grad.copy() for parameter in model.parameters()], nats
+
+
+def test_pads_apart_have_the_same_gradient_as_all_in_one_loss() -> None:
+    apart, nats = gradients(batch(True))
+    together, total = gradients(batch(True)._replace(real=None))
+    assert all(relative_error(a, b) < 1e-12 for a, b in zip(apart, together, strict=True))
+    assert nats.real + nats.pads == pytest.approx(total.real, rel=1e-13)
+    assert min(nats.real, nats.pads) > 0
+
+
+def test_a_batch_without_a_single_pad_may_say_so_by_a_mask() -> None:
+    rows = batch(True)
+    full, nats = gradients(rows._replace(real=np.ones(len(rows.targets), bool)))
+    expected, total = gradients(rows._replace(real=None))
+    assert all(relative_error(a, b) < 1e-12 for a, b in zip(full, expected, strict=True))
+    assert nats.real == pytest.approx(total.real, rel=1e-13) and nats.pads == 0.0
+
+
+def test_gradients_add_until_they_are_reset() -> None:
+    model, rows = PoemModel(V, E, H, rng=0), batch(False)
+    model.forward_backward(rows, 0)
+    once = [parameter.grad.copy() for parameter in model.parameters()]
+    model.forward_backward(rows, 0)
+    for parameter, grad in zip(model.parameters(), once, strict=True):
+        np.testing.assert_allclose(parameter.grad, 2 * grad, rtol=1e-5, atol=1e-8)
+
+
+def test_the_start_is_the_reports() -> None:
+    model = PoemModel(3602, 128, 256, rng=0)
+    embedding = model.embedding.weight.data
+    assert abs(embedding.mean()) < 0.01 and abs(embedding.std() - 1) < 0.01 and embedding.max() > 4
+    for weight, bound in (
+        (model.lstm.weight_ih.data, (6 / (1024 + 128)) ** 0.5),
+        (model.lstm.weight_hh.data, (6 / (1024 + 256)) ** 0.5),
+        (model.head.weight.data, 1 / 16),
+        (model.head.bias.data, 1 / 16),
+    ):
+        assert 0.99 * bound < np.abs(weight).max() <= bound * (1 + 1e-6)
+        assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert not model.lstm.bias.data.any()
+    assert all(parameter.data.dtype == np.float32 for parameter in model.parameters())
+
+
+def test_the_same_seed_makes_the_same_model_and_another_seed_another() -> None:
+    one, same, other = (PoemModel(V, E, H, 0.5, rng=seed) for seed in (1, 1, 2))
+    assert weights(one) == weights(same) != weights(other)
+    rows = batch(False)
+    assert one.forward_backward(rows, 0).real == same.forward_backward(rows, 0).real
+
+
+# The file
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_model(tmp_path / "m.safetensors", small_model(dropout=0.25), VOCABULARY, max_length=9, note="山")
+    return tmp_path / "m.safetensors"
+
+
+def test_a_saved_model_comes_back_with_the_same_logits(saved: Path) -> None:
+    model, (again, vocabulary, facts) = small_model(), load_model(saved)
+    ids = np.array([0, 5, 8])
+    logits, state = model.next_logits(ids, None)
+    loaded, state_again = again.next_logits(ids, None)
+    assert np.array_equal(logits, loaded)
+    assert np.array_equal(model.next_logits(ids, state)[0], again.next_logits(ids, state_again)[0])
+    assert vocabulary.tokens == VOCABULARY.tokens and again.settings == small_model(dropout=0.25).settings
+    assert again.dropouts[1].p == 0.25 and (facts["max_length"], facts["note"]) == (9, "山")
+
+
+def test_the_file_alone_holds_vocabulary_and_settings(saved: Path) -> None:
+    tensors, metadata = minidl.load(saved)
+    assert metadata["tokens"] == VOCABULARY.tokens
+    assert metadata["settings"] == {"embedding_size": 6, "hidden_size": 8, "dropout": 0.25}
+    assert sorted(tensors) == [
+        *("embedding.weight", "head.bias", "head.weight"),
+        *("lstm.bias", "lstm.weight_hh", "lstm.weight_ih"),
+    ]
+
+
+Change = Callable[[dict[str, Any], dict[str, Any]], object]
+CHANGES: dict[str, Change] = {
+    "no tokens": lambda tensors, metadata: metadata.pop("tokens"),
+    "no settings": lambda tensors, metadata: metadata.pop("settings"),
+    "a token less": lambda tensors, metadata: metadata["tokens"].pop(),
+    "a token more": lambda tensors, metadata: metadata["tokens"].append("龘"),
+    "a token twice": lambda tensors, metadata: metadata["tokens"].__setitem__(-1, "甲"),
+    "no end": lambda tensors, metadata: metadata["tokens"].__setitem__(1, "龘"),
+    "tokens no list": lambda tensors, metadata: metadata.update(tokens=3),
+    "other sizes": lambda tensors, metadata: metadata["settings"].update(hidden_size=9),
+    "a size that is none": lambda tensors, metadata: metadata["settings"].update(hidden_size="8"),
+    "a setting too many": lambda tensors, metadata: metadata["settings"].update(layers=2),
+    "a setting too few": lambda tensors, metadata: metadata["settings"].pop("hidden_size"),
+    "a tensor less": lambda tensors, metadata: tensors.pop("head.bias"),
+    "a tensor more": lambda tensors, metadata: tensors.update(extra=np.zeros(2)),
+    "whole numbers": lambda tensors, metadata: tensors.update({"head.bias": np.zeros(14, np.int32)}),
+    "another shape": lambda tensors, metadata: tensors.update({"lstm.bias": np.zeros((4, 8), np.float32)}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_checkpoint_of_something_else_is_a_checkpoint_error(saved: Path, change: str) -> None:
+    tensors, metadata = minidl.load(saved)
+    CHANGES[change](tensors, metadata)
+    minidl.save(saved, tensors, metadata)
+    with pytest.raises(minidl.CheckpointError, match="not of a poem model") as caught:
+        load_model(saved)
+    assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_programs_checkpoint_and_no_checkpoint_are_checkpoint_errors(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    minidl.save(path, minidl.Linear(2, 3, rng=0).state_dict(), {"kind": "something else"})
+    with pytest.raises(minidl.CheckpointError, match="not of a poem model"):
+        load_model(path)
+    path.write_text("甲乙丙丁", encoding="utf-8")
+    with pytest.raises(minidl.CheckpointError, match="no safetensors file"):
+        load_model(path)
+    with pytest.raises(minidl.CheckpointError, match="cannot be read"):
+        load_model(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, 0.5, -1])
+def test_a_file_cut_short_is_a_checkpoint_error(saved: Path, keep: float) -> None:
+    data = saved.read_bytes()
+    saved.write_bytes(data[: int(keep * len(data)) if keep == 0.5 else int(keep)])
+    with pytest.raises(minidl.CheckpointError):
+        load_model(saved)
+
+
+def test_a_vocabulary_that_does_not_fit_is_found_at_loading_though_saving_takes_it(tmp_path: Path) -> None:
+    save_model(tmp_path / "m", small_model(), Vocabulary([END, UNKNOWN, "甲"]))
+    with pytest.raises(minidl.CheckpointError, match=r"embedding.weight .* \(3, 6\), got \(14, 6\)"):
+        load_model(tmp_path / "m")

@@ -1,0 +1,66 @@
+"""Vocabulary: which characters get an id, in which order, and poems as ids and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from vocabulary import BEGIN, END, PAD, UNKNOWN, Vocabulary
+
+POEMS = ["丁甲乙。", "甲乙丙。", "甲丁月。"]  # 甲 3, 。 3, 丁 2, 乙 2 and 丙, 月 once
+
+
+def test_the_order_is_marks_then_falling_frequency_then_first_seen() -> None:
+    assert Vocabulary.build(POEMS).tokens == [BEGIN, END, UNKNOWN, "甲", "。", "丁", "乙"]
+
+
+def test_the_marks_stand_as_they_are_given() -> None:
+    vocabulary = Vocabulary.build(POEMS, marks=(END, UNKNOWN, PAD))
+    assert vocabulary.tokens == [END, UNKNOWN, PAD, "甲", "。", "丁", "乙"]
+    assert vocabulary.marks == [0, 1, 2] and BEGIN not in vocabulary and PAD in vocabulary
+    assert Vocabulary.build(POEMS).marks == [0, 1, 2]
+
+
+def test_a_character_seen_once_is_unknown() -> None:
+    vocabulary = Vocabulary.build(POEMS)
+    assert "丙" not in vocabulary and "月" not in vocabulary and "甲" in vocabulary
+    assert vocabulary.encode("甲丙丙龘乙").tolist() == [3, 2, 2, 2, 6]
+    assert len(vocabulary) == 7
+
+
+def test_a_character_twice_in_one_poem_counts_twice() -> None:
+    assert Vocabulary.build(["月月日"]).tokens[3:] == ["月"]
+
+
+def test_encode_and_decode_are_each_others_inverse() -> None:
+    vocabulary = Vocabulary.build(POEMS)
+    ids = vocabulary.encode("丁甲乙。")
+    assert ids.dtype == np.int32 and ids.shape == (4,)
+    assert vocabulary.decode(ids) == "丁甲乙。"
+    assert vocabulary.encode("").shape == (0,) and vocabulary.encode("").dtype == np.int32
+    assert vocabulary.decode([]) == ""
+
+
+def test_decode_stops_at_the_end_mark() -> None:
+    assert Vocabulary.build(POEMS).decode([3, 4, 1, 5, 1, 6]) == "甲。"
+
+
+def test_a_saved_list_of_tokens_gives_the_same_ids() -> None:
+    vocabulary = Vocabulary.build(POEMS)
+    again = Vocabulary(vocabulary.tokens)
+    assert again.ids == vocabulary.ids and again.marks == vocabulary.marks
+    again.tokens.append("月")
+    assert "月" not in vocabulary.tokens, "the list was not copied"
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [[], [END, "甲"], [UNKNOWN, "甲"], [END, UNKNOWN, "甲", "甲"], [END, END, UNKNOWN], "甲乙"],
+    ids=["empty", "no unknown", "no end", "twice", "end twice", "a str"],
+)
+def test_a_list_that_is_no_vocabulary_is_refused(tokens: list[str]) -> None:
+    with pytest.raises(ValueError, match="every token once, <end> and <unknown> among them"):
+        Vocabulary(tokens)
+
+
+def test_a_corpus_in_which_nothing_comes_twice_leaves_the_marks() -> None:
+    assert Vocabulary.build(["甲乙", "丙"]).tokens == [BEGIN, END, UNKNOWN]
