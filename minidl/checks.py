@@ -48,7 +48,7 @@ def number(name: str, value: float, low: float, high: float = math.inf, *, open_
 def float_dtype(dtype: object, name: str = "dtype") -> np.dtype:
     """`dtype` as float32 or float64, the two that layers compute in."""
     try:
-        result = np.dtype(dtype)  # type: ignore[call-overload]
+        result = np.dtype(object if dtype is None else dtype)  # type: ignore[call-overload]
     except TypeError:
         result = np.dtype(object)
     if result.name not in ("float32", "float64"):

@@ -5,7 +5,7 @@
     y = layer(x)                     inference: no cache is kept
 
 The cache is explicit, so a layer may run twice before its backward, be run from several threads, and be
-looked into. It may share memory with x and y: do not write into those before backward.
+looked into. It may share memory with x, y and a state that came in: do not write into those before backward.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class Schedule:
             )
         if tensors["steps"].shape != () or tensors["steps"] < 0:
             raise ValueError(f"steps must be one number of at least 0, got {tensors['steps']}")
-        self.steps, self.lr = int(tensors["steps"]), float(tensors["lr"])
+        self.lr = checks.number("lr", float(tensors["lr"]), 0.0)
+        self.steps = int(tensors["steps"])
         self.optimizer.lr = self.rate(self.steps)
 
 
@@ -50,7 +51,6 @@ class Constant(Schedule):
     """The optimizer's own learning rate throughout, after `warmup` steps that rise to it linearly."""
 
     def __init__(self, optimizer: Optimizer, warmup: int = 0) -> None:
-        self.lr = optimizer.lr
         self.warmup = checks.integer("warmup", warmup, 0)
         super().__init__(optimizer)
 
@@ -62,7 +62,6 @@ class ExponentialDecay(Schedule):
     """lr gamma^step."""
 
     def __init__(self, optimizer: Optimizer, gamma: float) -> None:
-        self.lr = optimizer.lr
         self.gamma = checks.number("gamma", gamma, 0.0, open_low=True)
         super().__init__(optimizer)
 
@@ -74,7 +73,6 @@ class StepDecay(Schedule):
     """lr gamma^(step // every): falls by the factor gamma once every `every` steps."""
 
     def __init__(self, optimizer: Optimizer, every: int, gamma: float = 0.1) -> None:
-        self.lr = optimizer.lr
         self.every = checks.size("every", every)
         self.gamma = checks.number("gamma", gamma, 0.0, open_low=True)
         super().__init__(optimizer)

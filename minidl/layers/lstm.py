@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
+
 from .. import backend, checks, initializers
 from ..backend import Array, generator
 from ..layer import Layer
@@ -128,7 +130,7 @@ class LSTM(Layer):
         self.bias = create("LSTM.bias", initializers.zeros((wide,)), dtype, backend)
 
     def forward(
-        self, x: Array, batch_sizes: Sequence[int], state: State | None = None
+        self, x: Array, batch_sizes: Sequence[int] | np.ndarray, state: State | None = None
     ) -> tuple[tuple[Array, State], LSTMCache]:
         """(y, (h, c)), cache. Without `state` both h and c start at zero."""
         checks.matrix("x", x, self.input_size, like=self.weight_ih.data)
@@ -181,7 +183,9 @@ class LSTM(Layer):
         self.bias.grad += dz.sum(axis=0)
         return dz @ self.weight_ih.data, (dh, dc)
 
-    def __call__(self, x: Array, batch_sizes: Sequence[int], state: State | None = None) -> tuple[Array, State]:
+    def __call__(
+        self, x: Array, batch_sizes: Sequence[int] | np.ndarray, state: State | None = None
+    ) -> tuple[Array, State]:
         """Inference: (y, (h, c)), no cache."""
         return self.forward(x, batch_sizes, state)[0]
 
