@@ -1,7 +1,8 @@
 """Which array library: NumPy on the host, CuPy on a GPU.
 
 A name ("numpy" or "cupy") decides where new arrays are made; from then on the array itself decides (`of`).
-There is no global switch. What the two libraries do differently stands here, one function an operation.
+There is no global choice of library. What the two do differently stands here, one function per operation. By
+custom `xp` is the library of the arrays at hand.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import sys
 import weakref
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray: one code path serves both
+Rng = int | np.random.Generator | None  # where random numbers come from: a seed, a generator, or fresh entropy
 
 
 class BackendError(RuntimeError):
@@ -35,7 +37,7 @@ def get(name: str) -> ModuleType:
     except Exception as error:  # a broken CUDA installation raises more than ImportError
         raise BackendError(
             "backend 'cupy' needs CuPy, which cannot be imported here "
-            f"({_first_line(error)}); install it with: pip install 'minidl[cuda12x]' or 'minidl[cuda13x]'"
+            f"({_first_line(error)}); install it with: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
         ) from error
     try:
         devices = cupy.cuda.runtime.getDeviceCount()
@@ -97,21 +99,18 @@ def to_host(array: Array) -> np.ndarray:
     return host
 
 
-class Watcher(Protocol):
-    """Something that keeps an error flag on the device until a value is read anyway."""
-
-    def raise_found(self) -> None: ...
-
-
 _watchers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def watch(watcher: Watcher) -> None:
-    """Have `watcher.raise_found()` called whenever `to_host` reads a value from the device."""
+def watch(watcher: Any) -> None:
+    """Have `watcher.raise_found()` called whenever `to_host` reads a value from the device.
+
+    For one that keeps an error flag there, which the host looks at once it has to wait anyway.
+    """
     _watchers.add(watcher)
 
 
-def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
+def generator(rng: Rng) -> np.random.Generator:
     """A NumPy Generator from a seed, a Generator (returned as it is) or None (fresh entropy).
 
     Random numbers are always drawn on the host: the same seed gives the same model on both backends.

@@ -32,14 +32,15 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
     """Write `tensors` and `metadata` to `path`, atomically: the file is the old one or the new one, whole.
 
     Tensors may be on either backend. Raises CheckpointError, and leaves what was at `path`, if a float
-    tensor holds NaN or infinity, the metadata is not JSON, or the disk refuses.
+    tensor holds NaN or infinity, a name or dtype is not one that the format has, the metadata is not JSON, or the
+    disk refuses.
     """
     from safetensors.numpy import save as to_bytes
 
     path = Path(path)
-    arrays = {name: np.ascontiguousarray(backend.to_host(array)) for name, array in tensors.items()}
-    arrays = {name: array.reshape(np.shape(tensors[name])) for name, array in arrays.items()}
-    arrays = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
+    arrays = {name: backend.to_host(array) for name, array in tensors.items()}
+    # Contiguous and of the machine's byte order. np.ascontiguousarray would make 0-d arrays 1-d.
+    arrays = {name: a.astype(a.dtype.newbyteorder("="), order="C", copy=False) for name, a in arrays.items()}
     for name, array in arrays.items():
         if not isinstance(name, str) or name == "__metadata__" or not _is_text(name):
             raise CheckpointError(f"{path}: not written, {name!a} cannot be a tensor's name")
@@ -62,7 +63,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(tensors, metadata) as they were saved, the tensors on the host.
+    """(tensors, metadata): the tensors on the host, the metadata as JSON gives it back.
 
     Raises CheckpointError if the file is missing, is no checkpoint of minidl's, is damaged, or fails its checksum.
     """

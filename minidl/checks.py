@@ -48,6 +48,7 @@ def number(name: str, value: float, low: float, high: float = math.inf, *, open_
 def float_dtype(dtype: object, name: str = "dtype") -> np.dtype:
     """`dtype` as float32 or float64, the two that layers compute in."""
     try:
+        # np.dtype(None) would be float64
         result = np.dtype(object if dtype is None else dtype)  # type: ignore[call-overload]
     except TypeError:
         result = np.dtype(object)
@@ -84,9 +85,9 @@ def ids(name: str, values: Array, limit: int, like: Array, rows: int | None = No
     if on_device and not backend.is_device(like):
         raise TypeError(f"{name} is a cupy array but the layer's weight is a numpy array")
     if array.ndim != 1:
-        raise ValueError(f"{name} must be 1-D, one id a row, got shape {array.shape}")
+        raise ValueError(f"{name} must be 1-D, one id per row, got shape {array.shape}")
     if rows is not None and array.shape[0] != rows:
-        raise ValueError(f"{name} must hold {rows} ids, one a row, got {array.shape[0]}")
+        raise ValueError(f"{name} must hold {rows} ids, one per row, got {array.shape[0]}")
     if array.shape[0] == 0:
         raise ValueError(f"{name} is an empty batch; expected at least one id")
     if array.dtype.kind not in "iu":

@@ -11,9 +11,7 @@ import math
 
 import numpy as np
 
-from .backend import generator
-
-Rng = int | np.random.Generator | None
+from .backend import Rng, generator
 
 
 def zeros(shape: tuple[int, ...]) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""Layer: the contract that every layer and model follows.
+"""Layer: the contract that layers follow, and what layers and models share: finding and storing parameters.
 
     y, cache = layer.forward(x)      training: writes nothing on the layer; cache = what backward needs
     dx = layer.backward(dy, cache)   adds into parameter.grad; changes neither dy nor cache
     y = layer(x)                     inference: no cache is kept
 
+A head that ends in the loss has `loss, dx = head.forward_backward(x, targets)` instead; a model may have either.
 The cache is explicit, so a layer may run twice before its backward, be run from several threads, and be
 looked into. It may share memory with x, y and a state that came in: do not write into those before backward.
 """
@@ -24,7 +25,10 @@ class Layer:
     """Base of layers and models: collects the Parameters found in the attributes, in order of assignment."""
 
     def forward(self, *inputs: Any) -> tuple[Any, Any]:
-        raise TypeError(f"{type(self).__name__} defines no forward")
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def backward(self, dy: Any, cache: Any, *rest: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__}.backward")
 
     def __call__(self, *inputs: Any) -> Any:
         """Inference: the output alone."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 from . import backend, checks, initializers
-from .backend import Array, generator, require_same
+from .backend import Array, Rng, generator, require_same
 from .layer import Layer
 from .parameter import Parameter, create
 
@@ -20,7 +20,7 @@ BLOCK_BYTES = 16 * 2**20  # logits alive at a time: small enough for a cache, la
 
 
 def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
-    """(loss, dlogits): the mean loss in nats a row, and its gradient.
+    """(loss, dlogits): the mean loss in nats per row, and its gradient.
 
     logits (N, V) floats, targets (N,) integers in [0, V); dlogits is (N, V).
     """
@@ -40,7 +40,8 @@ class LinearCrossEntropy(Layer):
     """The output projection with its softmax cross-entropy: loss of x W^T + b against targets.
 
     The logits (N, V) are made, used and dropped in blocks of rows, so that they never exist as a whole:
-    at N = 12,800 and V = 3,602 that is 16 MB in place of 184, and three times that with their gradient.
+    at N = 12,800 and V = 3,602 that is 16 MB in place of 184 for each array of that size; a textbook version
+    holds three: logits, softmax and gradient.
 
     weight W (num_classes, in_features) and bias b (num_classes,) start as Linear's do. `weight` takes a
     Parameter of that shape to share, such as an Embedding's; its gradients then add.
@@ -54,7 +55,7 @@ class LinearCrossEntropy(Layer):
         *,
         dtype: str = "float32",
         backend: str = "numpy",
-        rng: initializers.Rng = None,
+        rng: Rng = None,
     ) -> None:
         self.in_features = checks.size("in_features", in_features)
         self.num_classes = checks.size("num_classes", num_classes)

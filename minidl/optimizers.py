@@ -21,7 +21,7 @@ BLOCK = 2**15  # elements: a few arrays of this many floats fit a core's own cac
 
 
 class Optimizer:
-    """What the four share: the flat buffer, the step count, the state arrays and their checkpoint."""
+    """What all optimizers share: the flat buffer, the step count, the state arrays and their checkpoint."""
 
     state_names: tuple[str, ...] = ()
 
@@ -45,28 +45,28 @@ class Optimizer:
     def step(self) -> None:
         """Change the parameters by their gradients, once."""
         lr = checks.number("lr", self.lr, 0.0)
+        state = self.state.values()
         pieces = [
-            (segment.data, segment.grad, *(s[segment.start : segment.start + segment.data.size] for s in state))
-            for state in [tuple(self.state.values())]
-            for segment in segments(self.params)
+            (piece.data, piece.grad, *(flat[piece.start : piece.start + piece.data.size] for flat in state))
+            for piece in segments(self.params)
         ]
         if self._skipped is not None:
             self._step_on_device(pieces, lr)
             return
         require_finite_grad(self.params)
-        self.steps += 1
+        self.steps += 1  # before the rule: Adam's t starts at 1
         for arrays in pieces:
             for start in range(0, arrays[0].size, BLOCK):
                 self._update(lr, *(array[start : start + BLOCK] for array in arrays))
 
     def _update(self, lr: float, data: Array, grad: Array, *state: Array) -> None:
         """The rule: change `data` and `state` in place by `grad`, all of one shape."""
-        raise TypeError(f"{type(self).__name__} defines no rule")
+        raise NotImplementedError(f"{type(self).__name__}._update")
 
     def _step_on_device(self, pieces: list[tuple[Array, ...]], lr: float) -> None:
         # The host cannot know whether the gradients are finite, so the device takes the step back itself.
         xp = backend.of(pieces[0][0])
-        finite = xp.isfinite(xp.stack([xp.dot(arrays[1], arrays[1]) for arrays in pieces])).all()
+        finite = xp.stack([xp.isfinite(grad).all() for _, grad, *_ in pieces]).all()
         self.steps += 1
         for data, grad, *state in pieces:
             before = [array.copy() for array in (data, *state)]
@@ -87,8 +87,7 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Host copies of all that a resumed run needs: "steps", "lr", and "<state>.<parameter's number>"."""
-        if self._skipped is not None:
-            self.raise_found()
+        self.raise_found()
         tensors = {"steps": np.array(self.steps, np.int64), "lr": np.array(self.lr, np.float64)}
         for name, flat in self.state.items():
             host = backend.to_host(flat)
@@ -218,9 +217,9 @@ class Adam(Optimizer):
         root = backend.of(data).sqrt(square)
         root *= 1 / math.sqrt(1 - beta2**self.steps)
         root += self.eps
-        root = mean / root
-        root *= lr / (1 - beta1**self.steps)
-        data -= root
+        change = mean / root
+        change *= lr / (1 - beta1**self.steps)
+        data -= change
 
 
 def clip_grad_norm(params: Sequence[Parameter], max_norm: float) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
@@ -110,31 +111,27 @@ def flatten(params: Sequence[Parameter]) -> None:
 
 
 def segments(params: Sequence[Parameter]) -> list[Segment]:
-    """`params` as the fewest flat pieces: one for a flattened model, at most one a parameter.
+    """`params` as the fewest flat pieces: one for a flattened model, at most one per parameter.
 
     They are found anew at each call, so it does no harm if a parameter has moved in between. The gaps
     that alignment leaves hold zeros and stay zero under every optimizer.
     """
     offsets, length = layout(params)
     ends = [*offsets[1:], length]
-    pieces: list[Segment] = []
-    first = 0
-    for last, parameter in enumerate(params):
-        home, start = params[first]._home, offsets[first]
-        if last + 1 < len(params) and home is not None:
-            following = params[last + 1]._home
-            if (
-                following is not None
-                and following.data is home.data
-                and following.offset - home.offset == offsets[last + 1] - start
-            ):
-                continue
+
+    def run(index: int) -> object:  # neighbours in a buffer are equally far from their place in the list
+        home = params[index]._home
+        return index if home is None else (id(home.data), home.offset - offsets[index])
+
+    pieces = []
+    for _, members in itertools.groupby(range(len(params)), run):
+        first, *rest = members
+        parameter, home, start = params[first], params[first]._home, offsets[first]
         if home is None:
             pieces.append(Segment(parameter.data.reshape(-1), parameter.grad.reshape(-1), start))
         else:
-            place = slice(home.offset, home.offset + ends[last] - start)
+            place = slice(home.offset, home.offset + ends[rest[-1] if rest else first] - start)
             pieces.append(Segment(home.data[place], home.grad[place], start))
-        first = last + 1
     return pieces
 
 

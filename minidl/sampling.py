@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import backend, checks
-from .backend import Array
+from .backend import Array, Rng
 
 
 def sample(
@@ -13,9 +13,9 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    rng: int | np.random.Generator | None = None,
+    rng: Rng = None,
 ) -> np.ndarray:
-    """One id a row, drawn from softmax(logits / temperature): (N,) integers on the host.
+    """One id per row, drawn from softmax(logits / temperature): (N,) integers on the host.
 
     logits (N, V); -inf forbids an id. `top_k` keeps the k likeliest ids of a row, then `top_p` the fewest
     of them whose probabilities reach p together (Holtzman et al. 2020); what is kept is drawn from in

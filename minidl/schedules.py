@@ -25,7 +25,7 @@ class Schedule:
         optimizer.lr = self.rate(0)
 
     def rate(self, step: int) -> float:
-        raise TypeError(f"{type(self).__name__} defines no rate")
+        raise NotImplementedError(f"{type(self).__name__}.rate")
 
     def step(self) -> None:
         self.steps += 1

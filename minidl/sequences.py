@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import checks
-from .backend import Array, generator, of, to_backend
+from .backend import Array, Rng, generator, of, to_backend
 
 
 class PackedSequence(NamedTuple):
@@ -49,7 +49,7 @@ def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
         arrays = [_int32(array) for array in arrays]
     rows = np.concatenate([arrays[index] for index in order])
     data = rows[_time_major(lengths[order])]
-    batch_sizes = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]
+    batch_sizes = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]  # entry t: how many are longer than t
     return PackedSequence(to_backend(data, backend), batch_sizes, order, np.argsort(order, kind="stable"))
 
 
@@ -57,15 +57,13 @@ def unpack(batch: PackedSequence) -> list[Array]:
     """The sequences in the caller's order. `batch._replace(data=y)` unpacks a layer's rows the same way."""
     sizes = np.array(checks.batch_sizes(batch.batch_sizes, len(batch.data)))
     lengths = (sizes[None, :] > np.arange(sizes[0])[:, None]).sum(axis=1)  # in packed order
-    place = np.argsort(_time_major(lengths), kind="stable")
+    place = np.argsort(_time_major(lengths), kind="stable")  # the inverse permutation
     rows = batch.data[of(batch.data).asarray(place)]
     ends = np.cumsum(lengths)
     return [rows[ends[index] - lengths[index] : ends[index]] for index in batch.unsorted_indices]
 
 
-def bucketed_batches(
-    lengths: Sequence[int] | np.ndarray, batch_size: int, rng: int | np.random.Generator | None = None
-) -> list[np.ndarray]:
+def bucketed_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, rng: Rng = None) -> list[np.ndarray]:
     """A random order of all sequences in batches of like lengths: a list of index arrays.
 
     Sequences are shuffled, sorted by length (the shuffle decides among equals), cut into batches of
@@ -73,7 +71,7 @@ def bucketed_batches(
     """
     sizes = np.asarray(lengths)
     if sizes.ndim != 1 or len(sizes) == 0 or sizes.dtype.kind not in "iu":
-        raise ValueError("lengths must be a non-empty list of ints, one a sequence")
+        raise ValueError("lengths must be a non-empty list of ints, one per sequence")
     batch_size, rng = checks.size("batch_size", batch_size), generator(rng)
     order = rng.permutation(len(sizes))
     order = order[np.argsort(sizes[order], kind="stable")]
@@ -82,7 +80,7 @@ def bucketed_batches(
 
 
 def _time_major(lengths: np.ndarray) -> np.ndarray:
-    """Where the packed rows stand among the sorted sequences laid end to end; `lengths` (B,) falls."""
+    """The order that packs sequences laid end to end: packed[n] = rows[order[n]]. `lengths` (B,) falls."""
     starts = np.cumsum(lengths) - lengths
     times = np.arange(lengths.sum()) - np.repeat(starts, lengths)
     return np.argsort(times, kind="stable")

@@ -59,7 +59,7 @@ def test_an_unknown_backend_is_refused_by_pack_and_to_backend() -> None:
 @pytest.mark.parametrize("name", [name for name in CONSTRUCTORS if name != "Dropout"])
 def test_cupy_that_is_not_installed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)  # import then raises ModuleNotFoundError
-    with refuses(minidl.BackendError, "'cupy'", "cannot be imported", "pip install 'minidl[cuda12x]'"):
+    with refuses(minidl.BackendError, "'cupy'", "cannot be imported", "pip install 'cupy-cuda12x[ctk]'"):
         CONSTRUCTORS[name](backend="cupy")
 
 

@@ -104,7 +104,7 @@ class BrokenLSTM(minidl.LSTM):
         if self.mistake == "dstate ignored":
             return super().backward(dy, cache)
         if self.mistake == "h[t] for h[t-1]":
-            return super().backward(dy, cache._replace(h0=cache.h[: len(cache.h0)]), dstate)
+            return super().backward(dy, cache._replace(h0=cache.y[: len(cache.h0)]), dstate)
         if self.mistake == "the cell-state road cut":
             return super().backward(dy, cache, (dstate[0], np.zeros_like(dstate[1])))
         if self.mistake == "the first step skipped":

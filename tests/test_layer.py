@@ -122,7 +122,7 @@ def test_load_state_dict_refuses_what_does_not_fit(change: Any, error: type[Exce
 
 
 def test_the_base_class_has_no_forward() -> None:
-    with refuses(TypeError, "Layer", "forward"):
+    with refuses(NotImplementedError, "Layer", "forward"):
         minidl.Layer()(np.zeros(2))
 
 

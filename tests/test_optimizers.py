@@ -381,5 +381,5 @@ def test_an_eps_of_zero_divides_zero_by_zero_and_is_refused(make: Any) -> None:
 
 def test_the_base_class_has_no_rule() -> None:
     params = parameters()
-    with refuses(TypeError, "Optimizer", "rule", keep=params):
+    with refuses(NotImplementedError, "Optimizer", "_update", keep=params):
         optimizers.Optimizer(params, lr=1.0).step()

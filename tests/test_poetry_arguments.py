@@ -105,6 +105,7 @@ def test_what_no_program_knows(here: Path, program: str, arguments: tuple[str, .
         ("--dropout", "0.1"),
         ("--clip", "2"),
         ("--patience", "2"),
+        ("--schedule", "one-cycle"),
         ("--optimizer", "sgd"),
     ],
 )

@@ -86,6 +86,9 @@ def test_a_model_that_knows_the_simplified_character_is_given_it(model: Path) ->
     save_model(model, small_model(SIMPLIFIED), SIMPLIFIED, max_length=12)
     assert poems("--start", "红", "--seed", 2)[0].startswith("红")
     assert poems("--start", "紅", "--seed", 2)[0].startswith("紅")
+    more = Vocabulary([*SIMPLIFIED.tokens, "龍"])
+    save_model(model, small_model(more), more, max_length=12)
+    assert poems("--start", "红龙", "--seed", 2)[0].startswith("红龍"), "only what is missing is converted"
 
 
 @pytest.mark.parametrize(
@@ -206,13 +209,30 @@ def test_it_imports_neither_matplotlib_nor_tqdm_nor_the_corpus(model: Path) -> N
     assert done.stderr.decode("utf-8").split() == [], "loaded for nothing"
 
 
+def buffered() -> dict[str, str]:
+    """The environment of a user: Python keeps what it prints until it is worth writing."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe is told in another way there")
 def test_a_reader_that_goes_away_is_no_error(model: Path) -> None:
     command = [sys.executable, PROGRAMS / "generate.py", "--model", model, "--count", "3000", "--start", "月"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe) as process:
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=buffered()) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline().decode("utf-8").startswith("月")
         process.stdout.close()  # most of it is still to come: a pipe holds 64 kB
         assert process.stderr.read() == b""
         assert process.wait(timeout=60) in (0, -13)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe is told in another way there")
+def test_a_reader_that_was_never_there_is_no_error(model: Path) -> None:
+    command = [sys.executable, PROGRAMS / "generate.py", "--model", model, "--start", "月"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=buffered(), check=False)
+    finally:
+        os.close(writer)
+    assert (done.stderr, done.returncode in (0, -13)) == (b"", True), "nor when the rest is flushed at exit"

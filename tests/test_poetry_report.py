@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import download
+import numpy as np
 import protocol
 import pytest
-from model import load_model
+import training
+from model import PoemModel, load_model
 from poetry_helpers import (
     Outcome,
     jsonl,
@@ -18,8 +21,11 @@ from poetry_helpers import (
     refused,
     run_program,
     tree,
+    weights,
     write_corpus,
 )
+
+import minidl
 
 FILES = [
     *("adadelta.safetensors", "adagrad.safetensors", "adam.safetensors", "metrics.jsonl"),
@@ -91,6 +97,35 @@ def test_the_whole_report(tmp_path: Path) -> None:
     for start, _, *ours in rows:
         assert len(ours) == 3
         assert all(poem == "(not in this corpus)" if start in "湖海" else poem[0] == start for poem in ours)
+
+
+def test_every_run_has_the_reports_settings_and_its_own_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, seen = training.fit, []
+
+    def spy(model: PoemModel, schedule: Any, task: training.Task, **options: Any) -> Any:
+        optimizer = schedule.optimizer
+        rates = {schedule.rate(step) for step in range(50)}
+        values = np.unique(np.concatenate([parameter.data.ravel() for parameter in model.parameters()]))
+        start = values.tolist() if len(values) == 1 else weights(model)
+        seen.append((type(optimizer), rates, start, options))
+        return fit(model, schedule, task, **options)
+
+    monkeypatch.setattr(training, "fit", spy)
+    assert report("--epochs", 7, "--out", "a", "--seed", 4).code == 0
+    adam, adagrad, adadelta, zeros, equal = seen
+    assert [run[0] for run in seen] == [
+        minidl.Adam,
+        minidl.AdaGrad,
+        minidl.Adadelta,
+        minidl.Adam,
+        minidl.Adam,
+    ]
+    assert [run[1] for run in seen] == [{0.005}, {0.01}, {0.5}, {0.005}, {0.005}]
+    assert adam[2] == adagrad[2] == adadelta[2], "all three start from the same weights"
+    assert zeros[2] == [0.0] and equal[2] == [np.float32(0.05)]
+    assert [run[3]["epochs"] for run in seen] == [7, 7, 7, 5, 5]
+    for *_, options in seen:
+        assert (options["patience"], options["pads_count"], options.get("clip")) == (1, True, None)
 
 
 def test_its_models_can_be_used(tmp_path: Path) -> None:

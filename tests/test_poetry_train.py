@@ -129,7 +129,7 @@ def test_the_best_model_is_in_the_file_with_its_settings(run: tuple[Outcome, Pat
     assert len(vocabulary) == 14
     assert (model.settings["embedding_size"], model.settings["hidden_size"]) == (6, 8)
     task = training.packed_task(corpus.split(pseudo_poems(300)), vocabulary, 32)
-    assert training.test_figures(model, task) == pytest.approx(last), "the test figures are the saved model's"
+    assert training.held_out_figures(model, task) == pytest.approx(last), "the test figures are the saved model's"
 
 
 def test_the_run_in_this_process_is_the_same_to_the_last_digit(
@@ -235,6 +235,21 @@ def test_unknown_characters_are_counted_in_the_test_part_alone(here: Path) -> No
     assert last["unknown_rate"] == pytest.approx(1 / 11) and last["vocabulary_size"] == 13  # no 。 is left
 
 
+def test_the_vocabulary_is_of_the_training_part_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poems = iter(pseudo_poems(4000))
+
+    def ending_in(character: str, training_part: bool) -> str:
+        """A new poem that ends so and falls to the training part, or to one of the others."""
+        lines = (poem[:8] + character for poem in poems)
+        return next(line for line in lines if bool(corpus.split([line])[0]) == training_part)
+
+    lines = [ending_in(character, True) for character in "戊己庚" for _ in range(2)]
+    lines += [ending_in(character, part) for character in "辛壬癸" for part in (True, False)]
+    (here / "mine.txt").write_text("\n".join([*pseudo_poems(300, seed=1), *lines]), encoding="utf-8")
+    vocabulary = settings_of(monkeypatch, "--text", "mine.txt", *SMALL)["task"].vocabulary
+    assert [character for character in "戊己庚辛壬癸" if character in vocabulary] == [*"戊己庚"]
+
+
 def test_a_text_in_which_no_character_comes_twice_still_ends_well(here: Path) -> None:
     strangers = "".join(map(chr, range(0x5000, 0x5000 + 600)))
     lines = [strangers[at : at + 3] for at in range(0, 600, 3)]
@@ -296,7 +311,7 @@ def test_the_reports_recipe(name: str, here: Path, monkeypatch: pytest.MonkeyPat
     assert (seen["epochs"], seen["patience"], seen["clip"], seen["pads_count"]) == (30, 1, None, True)
     model, task = seen["model"], seen["task"]
     assert (model.embedding.embedding_dim, model.lstm.hidden_size) == (128, 256)
-    assert model.dropouts[0].p == model.dropouts[1].p == 0
+    assert model.embedding_dropout.p == model.lstm_dropout.p == 0
     assert task.steps == 2 and [batch.batch_sizes[0] for batch in task.validation] == [88]
     pads = task.vocabulary.ids["<pad>"]
     assert sum(int((batch.targets != pads).sum()) for batch in task.validation) == 88 * 10
@@ -324,11 +339,25 @@ def test_options_reach_the_training(corpus_folder: Path, monkeypatch: pytest.Mon
     assert max(seen["schedule"].rate(step) for step in range(100)) == pytest.approx(0.25)
     assert (seen["epochs"], seen["patience"], seen["clip"]) == (4, 7, 2.5)
     model, task = seen["model"], seen["task"]
-    assert (model.embedding.embedding_dim, model.lstm.hidden_size, model.dropouts[0].p) == (3, 5, 0)
+    assert (model.embedding.embedding_dim, model.lstm.hidden_size, model.lstm_dropout.p) == (3, 5, 0)
     batches = list(task.train(np.random.default_rng(0)))
     poems = sum(batch.batch_sizes[0] for batch in (*batches, *task.validation, *task.test))
     assert poems == 76, "two of eight files of 38 poems"
     assert max(batch.batch_sizes[0] for batch in batches) == 16
+
+
+def test_one_cycle_rises_to_the_rate_and_falls_over_all_epochs(
+    corpus_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("--schedule", "one-cycle", "--lr", 0.25, "--epochs", 7, "--batch-size", 32)
+    seen = settings_of(monkeypatch, "--corpus", corpus_folder, *options)
+    steps = 7 * seen["task"].steps
+    rates = [seen["schedule"].rate(step) for step in range(steps + 1)]
+    top = rates.index(max(rates))
+    assert rates[top] == pytest.approx(0.25, rel=0.02) and 0 < top < steps / 2
+    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[0] < 0.05 and rates[steps // 2] > 0.1 and rates[-1] < 0.001
 
 
 def test_without_lr_every_optimizer_has_its_own(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,9 +400,16 @@ def test_a_run_that_diverges_at_once_ends_in_one_line_and_leaves_the_folder_free
         outcome = train(corpus_folder, "--lr", "1e300", "--out", "a")
     assert outcome.code == 2 and outcome.out == ""
     last = outcome.err.splitlines()[-1]
-    assert "train.py: error: training diverged in step 2" in last and last.endswith("try a smaller --lr")
+    assert "train.py: error: training diverged after 1 steps" in last and last.endswith("try a smaller learning rate")
     assert tree(here / "a") == []
     assert train(corpus_folder, "--epochs", 1, "--out", "a").code == 0
+
+
+def test_a_hopeless_run_is_told_in_lines_of_ordinary_length(corpus_folder: Path) -> None:
+    # its loss stays finite, and its perplexity has three hundred digits
+    outcome = train(corpus_folder, "--lr", "1e6", "--out", "a")
+    assert "Traceback" not in outcome.err and "Warning" not in outcome.err
+    assert max(len(line.split("\r")[-1]) for line in outcome.err.splitlines()) < 200
 
 
 def test_a_run_that_diverges_later_keeps_the_best_model(
@@ -393,6 +429,31 @@ def test_a_run_that_diverges_later_keeps_the_best_model(
     assert outcome.code == 2 and "diverged" in outcome.err.splitlines()[-1]
     assert [line["epoch"] for line in jsonl(here / "a" / "metrics.jsonl")] == [1, 2]
     assert load_model(here / "a" / "model.safetensors")[2]["epoch"] == 2
+
+
+def test_the_file_keeps_the_best_epoch_though_later_ones_follow(
+    corpus_folder: Path,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluate, epochs = training.evaluate, []
+
+    def worse(model: Any, batches: Any) -> training.Mean:
+        mean = evaluate(model, batches)
+        epochs.append(1)
+        mean.real_nats *= {3: 2, 4: 1.5}.get(len(epochs), 1)  # the fifth is of the test part
+        return mean
+
+    monkeypatch.setattr(training, "evaluate", worse)
+    assert train(corpus_folder, "--epochs", 9, "--patience", 2, "--out", "a").code == 0
+    *lines, last = jsonl(here / "a" / "metrics.jsonl")
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    model, vocabulary, facts = load_model(here / "a" / "model.safetensors")
+    assert facts["epoch"] == 2
+    parts = corpus.split(pseudo_poems(300))
+    task = training.packed_task(parts, vocabulary, 32)
+    assert evaluate(model, task.test).loss == pytest.approx(last["test_loss"], rel=1e-6)
+    assert evaluate(model, task.validation).loss == pytest.approx(lines[1]["validation_loss"], rel=1e-6)
 
 
 def test_a_full_disk_ends_in_one_line(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

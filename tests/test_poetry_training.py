@@ -20,7 +20,7 @@ from poetry_helpers import (
     weights,
 )
 from training import Diverged, Mean, Rows, Task, build_optimizer, evaluate, fit, packed_task
-from training import test_figures as figures_of_the_test_part  # under its own name pytest would collect it
+from training import held_out_figures as figures_of_the_test_part
 from verse import write_poems
 from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
 
@@ -212,6 +212,16 @@ def test_clip_bounds_the_gradient_and_none_leaves_it(monkeypatch: pytest.MonkeyP
     assert max(clipped) == pytest.approx(0.01, rel=1e-3) and min(free) > 0.02
 
 
+def test_the_schedule_moves_with_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = minidl.SGD.step
+    monkeypatch.setattr(minidl.SGD, "step", lambda self: (rates.append(self.lr), step(self)))
+    model, task = small_model(), small_task()
+    schedule = minidl.ExponentialDecay(build_optimizer("sgd", model.parameters(), 0.1), 0.5)
+    list(fit(model, schedule, task, epochs=2, patience=2, rng=0, quiet=True))
+    assert task.steps == 3 and rates == [0.1 * 0.5**place for place in range(6)]
+
+
 class Scripted(PoemModel):
     """Validation losses by epoch as they are told: (nats a real target, nats a pad)."""
 
@@ -318,7 +328,7 @@ def test_whatever_interrupts_an_epoch_leaves_the_best_weights(error: type[BaseEx
 def test_a_validation_loss_that_is_not_finite_is_an_error_with_the_best_weights_kept(loss: float) -> None:
     model, run = scripted([3, loss, 2], 3)
     next(run)
-    with pytest.raises(Diverged, match=r"training diverged .* not finite.*--lr"):
+    with pytest.raises(Diverged, match=r"training diverged .* not finite.*smaller learning rate"):
         next(run)
     assert weights(model) == model.seen[0]
 
@@ -340,7 +350,7 @@ def diverge(name: str, clip: float | None) -> None:
             )
         )
     message = str(caught.value)
-    assert message.startswith("training diverged in step 2: ") and message.endswith("; try a smaller --lr")
+    assert message.startswith("training diverged after 1 steps: ") and message.endswith("; try a smaller learning rate")
     assert len(message.splitlines()) == 1
     assert weights(model) == start and np.isfinite(model.head.weight.data).all()
 

@@ -157,5 +157,5 @@ def test_bad_arguments_are_refused(
 def test_the_base_class_has_no_rate() -> None:
     from minidl.schedules import Schedule
 
-    with refuses(TypeError, "Schedule", "rate"):
+    with refuses(NotImplementedError, "Schedule", "rate"):
         Schedule(optimizer())

@@ -71,7 +71,7 @@ def draw_starts(path: Path, starts: Sequence[Any], frequencies: float) -> None:
     for color, marker, start in zip((BLUE, RED, ORANGE), "oxs", starts, strict=True):
         label = f"{start.title}: {start.distinct_units} different hidden units"
         axes.plot(range(1, len(start.losses) + 1), start.losses, color=color, marker=marker, label=label)
-    axes.set(xlabel="epoch", ylabel="test cross-entropy (nats a real target)")
+    axes.set(xlabel="epoch", ylabel="test cross-entropy (nats per real target)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)

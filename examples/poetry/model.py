@@ -9,9 +9,8 @@ import numpy as np
 from vocabulary import Vocabulary
 
 import minidl
-from minidl.backend import Array
-
-State = tuple[Array, Array]
+from minidl.backend import Array, Rng
+from minidl.layers.lstm import State
 
 
 class Batch(NamedTuple):
@@ -27,7 +26,7 @@ class Nats(NamedTuple):
     """Summed cross-entropy in nats: of the targets that are really there, and of pads."""
 
     real: Array
-    pads: Array
+    pads: Array | float = 0.0
 
 
 class PoemModel(minidl.Layer):
@@ -41,26 +40,26 @@ class PoemModel(minidl.Layer):
         dropout: float = 0.0,
         *,
         backend: str = "numpy",
-        rng: int | np.random.Generator | None = None,
+        rng: Rng = None,
     ) -> None:
-        super().__init__()
         rng = np.random.default_rng(rng)
         self.settings = {"embedding_size": embedding_size, "hidden_size": hidden_size, "dropout": dropout}
         self.embedding = minidl.Embedding(vocabulary_size, embedding_size, backend=backend, rng=rng)
         self.lstm = minidl.LSTM(embedding_size, hidden_size, backend=backend, rng=rng)
         self.head = minidl.LinearCrossEntropy(hidden_size, vocabulary_size, backend=backend, rng=rng)
-        self.dropouts = [minidl.Dropout(dropout, rng=rng) for _ in range(2)]
+        self.embedding_dropout = minidl.Dropout(dropout, rng=rng)
+        self.lstm_dropout = minidl.Dropout(dropout, rng=rng)
 
     def forward_backward(self, batch: Batch, step: int) -> Nats:
         """The batch's nats; adds the gradient of their mean over all N rows to every parameter's."""
         x, embedding_cache = self.embedding.forward(batch.inputs)  # (N, E)
-        x, first_mask = self.dropouts[0].forward(x, step)
+        x, first_mask = self.embedding_dropout.forward(x, step)
         (h, _), lstm_cache = self.lstm.forward(x, batch.batch_sizes)  # (N, H)
-        h, second_mask = self.dropouts[1].forward(h, step)
+        h, second_mask = self.lstm_dropout.forward(h, step)
         nats, dh = self._head_forward_backward(h, batch)
-        dh = self.dropouts[1].backward(dh, second_mask)
+        dh = self.lstm_dropout.backward(dh, second_mask)
         dx, _ = self.lstm.backward(dh, lstm_cache)
-        dx = self.dropouts[0].backward(dx, first_mask)
+        dx = self.embedding_dropout.backward(dx, first_mask)
         self.embedding.backward(dx, embedding_cache)
         return nats
 
@@ -68,20 +67,20 @@ class PoemModel(minidl.Layer):
         total = len(batch.targets)
         if batch.real is None:
             loss, dh = self.head.forward_backward(h, batch.targets)
-            return Nats(loss * total, 0.0), dh
+            return Nats(loss * total), dh
         dh, nats = minidl.backend.of(h).empty_like(h), []
         for rows in _rows_of(batch.real):  # apart, so that each has its own sum; the gradient is that of the whole
             loss, dh[rows] = self.head.forward_backward(h[rows], batch.targets[rows], total)
             nats.append(loss * total)
-        return Nats(*nats, *[0.0] * (2 - len(nats))), dh
+        return Nats(*nats), dh
 
     def nats(self, batch: Batch) -> Nats:
         """The batch's nats without dropout and without a gradient."""
         h, _ = self.lstm(self.embedding(batch.inputs), batch.batch_sizes)
         if batch.real is None:
-            return Nats(self.head(h, batch.targets, total=1), 0.0)
+            return Nats(self.head(h, batch.targets, total=1))
         nats = [self.head(h[rows], batch.targets[rows], total=1) for rows in _rows_of(batch.real)]
-        return Nats(*nats, *[0.0] * (2 - len(nats)))
+        return Nats(*nats)
 
     def next_logits(self, ids: np.ndarray, state: State | None) -> tuple[Array, State]:
         """One step of writing: from the latest ids (B,) and the state to the logits (B, V) of the next ones."""

@@ -34,7 +34,7 @@ class Start(NamedTuple):
     """What became of one way to start."""
 
     title: str
-    losses: list[float]  # on the test part, nats a real target, after each epoch
+    losses: list[float]  # on the test part, nats per real target, after each epoch
     distinct_units: int  # how many of the hidden units do something of their own
 
 
@@ -123,7 +123,7 @@ def distinct_units(model: PoemModel, batch: Batch) -> int:
 
 
 def unigram_entropy(task: Task) -> float:
-    """The test part's cross-entropy (nats a real target) under the training part's plain frequencies."""
+    """The test part's cross-entropy (nats per real target) under the training part's plain frequencies."""
     counts = np.ones(len(task.vocabulary))  # one each, so that no test character is impossible
     for batch in task.train(np.random.default_rng(0)):
         np.add.at(counts, batch.targets[batch.real], 1)
@@ -202,14 +202,14 @@ def honest_table(curves: dict[str, list[Line]]) -> str:
         loss, perplexity = f"{best['validation_loss']:.3f}", f"{best['validation_perplexity']:.1f}"
         seconds = f"{sum(line['seconds'] for line in lines):.0f}"
         rows.append([NAMES[name], f"{best['epoch']:.0f} of {len(lines)}", loss, perplexity, seconds])
-    return table(["", "best epoch", "nats a real target", "perplexity", "seconds of training"], rows)
+    return table(["", "best epoch", "nats per real target", "perplexity", "seconds of training"], rows)
 
 
 def starts_table(starts: list[Start]) -> str:
     rows = [
         [start.title, f"{len(start.losses)}", f"{start.losses[-1]:.3f}", f"{start.distinct_units}"] for start in starts
     ]
-    return table(["start", "epochs", "nats a real target after them", "different hidden units"], rows)
+    return table(["start", "epochs", "nats per real target after them", "different hidden units"], rows)
 
 
 def poems_table(poems: dict[str, list[str | None]]) -> str:

@@ -17,7 +17,7 @@ import corpus
 import numpy as np
 import protocol
 from model import PoemModel, save_model
-from training import Diverged, Task, build_optimizer, fit, packed_task, test_figures
+from training import Diverged, Task, build_optimizer, fit, held_out_figures, packed_task
 from verse import STARTS, write_poems
 from vocabulary import Vocabulary
 
@@ -58,7 +58,7 @@ def train(args: Namespace, out: Path) -> int:
     weights = sum(parameter.data.size for parameter in model.parameters())
     cli.note(f"{weights:,} weights, {args.optimizer} with learning rate {args.lr:g}, seed {args.seed}, into {out}")
 
-    epochs = fit(
+    epochs = fit(  # a generator: each turn of the loop below trains one epoch
         model,
         schedule,
         task,
@@ -81,7 +81,7 @@ def train(args: Namespace, out: Path) -> int:
             cli.note(epoch_text(line))
             if improved:
                 save_model(out / "model.safetensors", model, task.vocabulary, epoch=line["epoch"], **facts)
-        last = last_line(args, task, model, lines)
+        last = last_line(args, task, model, lines)  # fit has left the best epoch's weights in the model
         write(last)
     draw_and_write(args, task, model, lines)
     return 0
@@ -100,22 +100,23 @@ def parse_arguments() -> Namespace:
     add("--corpus", "a folder with poet.tang.N.json files; without it they are fetched", type=Path, metavar="DIR")
     add("--files", "how many of the 58 Tang files, from the first", type=cli.whole(1, 58))
     add("--text", "train on this UTF-8 text instead, one poem or passage a line", type=Path, metavar="FILE")
-    add("--protocol", "repeat the report's experiment: its rows, pads, split, start and stop", choices=["report"])
-    add("--optimizer", "how weights follow gradients", default="adam", choices=list(LEARNING_RATES))
+    add("--protocol", "the report's experiment, whose settings replace the defaults below", choices=["report"])
+    add("--optimizer", "the update rule", default="adam", choices=list(LEARNING_RATES))
     add("--lr", f"learning rate (default: {rates})", type=cli.positive)
     add("--schedule", "one-cycle rises to --lr and falls over all epochs", choices=["constant", "one-cycle"])
     add("--epochs", "at most this many passes over the training part", type=cli.whole(1))
     add("--patience", "stop after so many epochs in a row without a better one", type=cli.whole(1))
-    add("--batch-size", "poems a step", type=cli.whole(1))
+    add("--batch-size", "poems per step", type=cli.whole(1))
     add("--hidden-size", "units of the LSTM", type=cli.whole(1, 65536))
-    add("--embedding-size", "numbers a character", type=cli.whole(1, 65536))
+    add("--embedding-size", "size of a character's vector", type=cli.whole(1, 65536))
     add("--dropout", "share of units that a training step leaves out", type=share)
     add("--clip", "largest norm of the gradient", type=cli.positive)
     add("--out", "a new folder for the results (default: runs/1, runs/2, ...)", type=Path, metavar="DIR")
-    add("--seed", "of all random numbers", default=0, type=cli.whole(0))
+    add("--seed", "the seed of all random numbers", default=0, type=cli.whole(0))
     args = parser.parse_args()
-    if args.text and args.corpus:
-        parser.error("--text and --corpus exclude each other")
+    for name in ("corpus", "files"):
+        if args.text and getattr(args, name) is not None:
+            parser.error(f"--text and --{name} exclude each other")
     settle(parser, args)
     return args
 
@@ -177,7 +178,7 @@ def epoch_text(line: dict[str, float]) -> str:
     report = f", with pads {line['report_cross_entropy']:.3f}" if "report_cross_entropy" in line else ""
     return (
         f"epoch {line['epoch']:2}  train {line['train_loss']:.3f}  validation {line['validation_loss']:.3f} nats/char"
-        f" (perplexity {line['validation_perplexity']:.1f}{report})  {line['chars_per_second']:,.0f} chars/s"
+        f" (perplexity {line['validation_perplexity']:.4g}{report})  {line['chars_per_second']:,.0f} chars/s"
     )
 
 
@@ -185,9 +186,9 @@ def last_line(args: Namespace, task: Task, model: PoemModel, lines: list[dict[st
     """The figures to quote, of the best epoch."""
     if args.protocol:
         return {**min(lines, key=lambda line: line["report_cross_entropy"]), "selected_on_test": True}
-    last = test_figures(model, task)
+    last = held_out_figures(model, task)
     cli.note(
-        f"test {last['test_loss']:.3f} nats/char (perplexity {last['test_perplexity']:.1f}) over "
+        f"test {last['test_loss']:.3f} nats/char (perplexity {last['test_perplexity']:.4g}) over "
         f"{last['test_targets']:,} targets; vocabulary {last['vocabulary_size']:,}, {last['unknown_rate']:.2%} unknown"
     )
     return last

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
 
 import minidl
+from minidl.backend import Rng
 from minidl.optimizers import Optimizer
 from minidl.schedules import Schedule
 
@@ -22,7 +23,7 @@ class Task(NamedTuple):
 
     vocabulary: Vocabulary
     train: Callable[[np.random.Generator], Iterable[Batch]]  # one epoch's batches
-    steps: int  # batches an epoch
+    steps: int  # batches per epoch
     validation: Sequence[Batch]
     test: Sequence[Batch]  # empty where no third part was held back
     max_length: int  # characters of the longest poem
@@ -54,17 +55,17 @@ def packed_task(parts: Sequence[Sequence[str]], vocabulary: Vocabulary, batch_si
     """A Task of (train, validation, test) poems, without a pad anywhere."""
     train, validation, test = (Rows(part, vocabulary) for part in parts)
     return Task(
-        vocabulary,
-        lambda rng: train.batches(batch_size, rng),
-        math.ceil(len(train.lengths) / batch_size),
-        list(validation.batches(batch_size, 0)),
-        list(test.batches(batch_size, 0)),
-        max(len(poem) for part in parts for poem in part),
+        vocabulary=vocabulary,
+        train=lambda rng: train.batches(batch_size, rng),
+        steps=math.ceil(len(train.lengths) / batch_size),
+        validation=list(validation.batches(batch_size, 0)),
+        test=list(test.batches(batch_size, 0)),
+        max_length=max(len(poem) for part in parts for poem in part),
     )
 
 
 class Mean:
-    """Nats a target, summed batch by batch (on the device, where the model is on one)."""
+    """Nats per target, summed batch by batch (on the device, where the model is on one)."""
 
     def __init__(self) -> None:
         self.real_nats: Any = 0.0
@@ -79,12 +80,12 @@ class Mean:
 
     @property
     def loss(self) -> float:
-        """Cross-entropy in nats a real target: a character or an end mark."""
+        """Cross-entropy in nats per real target: a character or an end mark."""
         return float(minidl.to_host(self.real_nats)) / self.targets
 
     @property
     def loss_with_pads(self) -> float:
-        """Cross-entropy in nats a place, pads included: the figure that the report gives."""
+        """Cross-entropy in nats per place, pads included: the figure that the report gives."""
         return float(minidl.to_host(self.real_nats + self.pad_nats)) / self.places
 
 
@@ -93,6 +94,10 @@ def build_optimizer(name: str, params: Sequence[minidl.Parameter], lr: float) ->
     if name == "sgd":
         return minidl.SGD(params, lr, momentum=0.9)
     return {"adam": minidl.Adam, "adagrad": minidl.AdaGrad, "adadelta": minidl.Adadelta}[name](params, lr)
+
+
+def perplexity(nats: float) -> float:
+    return math.exp(min(nats, 700))  # e^709 is the largest float
 
 
 class Diverged(Exception):
@@ -134,7 +139,7 @@ def fit(
     patience: int,
     clip: float | None = None,
     pads_count: bool = False,
-    rng: int | np.random.Generator | None = None,
+    rng: Rng = None,
     quiet: bool = False,
 ) -> Iterator[tuple[dict[str, float], bool]]:
     """Train; yields each epoch's metrics and whether it is the best so far. At the end `model` has the best weights.
@@ -160,7 +165,7 @@ def fit(
                 "epoch": epoch,
                 "train_loss": train_loss,
                 "validation_loss": validation.loss,
-                "validation_perplexity": math.exp(min(validation.loss, 700)),
+                "validation_perplexity": perplexity(validation.loss),
                 "seconds": seconds,
                 "chars_per_second": train.targets / seconds,
             }
@@ -175,20 +180,20 @@ def fit(
             if waited >= patience:
                 break
     except FloatingPointError as error:
-        step = schedule.optimizer.steps + 1
-        raise Diverged(f"training diverged in step {step}: {error}; try a smaller --lr") from error
+        steps = schedule.optimizer.steps
+        raise Diverged(f"training diverged after {steps} steps: {error}; try a smaller learning rate") from error
     finally:
         model.load_state_dict(best_weights)
 
 
-def test_figures(model: PoemModel, task: Task) -> dict[str, float]:
-    """The last line of the metrics: the held-back part, used once."""
+def held_out_figures(model: PoemModel, task: Task) -> dict[str, float]:
+    """The figures on the test part, which nothing else has looked at."""
     mean = evaluate(model, task.test)
     unknown = task.vocabulary.ids[UNKNOWN]
     unknowns = sum(int((batch.targets == unknown).sum()) for batch in task.test)
     return {
         "test_loss": mean.loss,
-        "test_perplexity": math.exp(min(mean.loss, 700)),
+        "test_perplexity": perplexity(mean.loss),
         "test_targets": mean.targets,
         "vocabulary_size": len(task.vocabulary),
         "unknown_rate": unknowns / mean.targets,

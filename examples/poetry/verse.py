@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from model import PoemModel, State
+from model import PoemModel
 from vocabulary import BEGIN, END, Vocabulary
 
 import minidl
+from minidl.backend import Rng
+from minidl.layers.lstm import State
 
 STARTS = "日紅山夜湖海月"  # the report's seven
 TEMPERATURE = 0.7  # below 1 plainer and safer, above 1 wilder
@@ -24,7 +26,7 @@ def write_poems(
     temperature: float = TEMPERATURE,
     top_k: int | None = None,
     top_p: float | None = None,
-    rng: int | np.random.Generator | None = None,
+    rng: Rng = None,
 ) -> list[str]:
     """One poem for each of `starts` (text it begins with, may be empty), all written side by side.
 

@@ -1,1 +1,1 @@
-"""The layers, one a file, each with its backward pass under its forward pass."""
+"""The layers, one per file, each with its backward pass under its forward pass."""

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import checks
-from ..backend import Array, generator, is_device, of
-from ..initializers import Rng
+from ..backend import Array, Rng, generator, is_device, of
 from ..layer import Layer
 
 

@@ -1,11 +1,11 @@
-"""Embedding: a table with one row an id."""
+"""Embedding: a table with one row per id."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from .. import backend, checks, initializers
-from ..backend import Array
+from ..backend import Array, Rng
 from ..layer import Layer
 from ..parameter import create
 
@@ -30,7 +30,7 @@ class Embedding(Layer):
         *,
         dtype: str = "float32",
         backend: str = "numpy",
-        rng: initializers.Rng = None,
+        rng: Rng = None,
     ) -> None:
         self.num_embeddings = checks.size("num_embeddings", num_embeddings)
         self.embedding_dim = checks.size("embedding_dim", embedding_dim)

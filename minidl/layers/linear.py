@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from .. import checks, initializers
-from ..backend import Array, generator
+from ..backend import Array, Rng, generator
 from ..layer import Layer
 from ..parameter import create
 
@@ -32,7 +32,7 @@ class Linear(Layer):
         *,
         dtype: str = "float32",
         backend: str = "numpy",
-        rng: initializers.Rng = None,
+        rng: Rng = None,
     ) -> None:
         self.in_features = checks.size("in_features", in_features)
         self.out_features = checks.size("out_features", out_features)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import backend, checks, initializers
-from ..backend import Array, generator
+from ..backend import Array, Rng, generator
 from ..layer import Layer
 from ..parameter import create
 
@@ -28,7 +28,10 @@ State = tuple[Array, Array]  # (h, c), each (B, H)
 
 
 def cell_forward(z: Array, h: Array, c: Array) -> None:
-    """One time step, in place: z (n, 4H) becomes the gates i, f, g, o; c (n, H) becomes c_t; h becomes h_t."""
+    """One time step, in place: z (n, 4H) becomes the gates i, f, g, o, and c (n, H) goes from c_{t-1} to c_t.
+
+    h (n, H) receives h_t; h_{t-1} is in z already.
+    """
     xp, H = backend.of(z), h.shape[1]
     _sigmoid(xp, z[:, : 2 * H])
     xp.tanh(z[:, 2 * H : 3 * H], out=z[:, 2 * H : 3 * H])
@@ -93,15 +96,16 @@ class LSTMCache(NamedTuple):
     h0: Array  # (B, H)
     c0: Array  # (B, H)
     gates: Array  # (N, 4H): i, f, g, o after their activation
-    c: Array  # (N, H)
-    h: Array  # (N, H): the output y
+    cells: Array  # (N, H): c after every step
+    y: Array  # (N, H): h after every step, the output
 
 
 class LSTM(Layer):
     """One LSTM layer over packed rows.
 
     weight_ih (4H, I), weight_hh (4H, H), bias (4H,), gates in the order i, f, g, o as in PyTorch, whose
-    two biases are one here. Weights start Xavier-uniform, the bias at zero; a forget bias of 1 or more
+    two biases are one here. Weights start Xavier-uniform over the stacked matrix
+    (fan_out 4H, as torch.nn.init.xavier_uniform_ would), the bias at zero; a forget bias of 1 or more
     (lstm.bias.data[H : 2 * H] = 1) helps to remember over many steps.
 
     x (N, I) holds the rows of all sequences time-major and sorted by falling length: first the n_0 first
@@ -118,7 +122,7 @@ class LSTM(Layer):
         *,
         dtype: str = "float32",
         backend: str = "numpy",
-        rng: initializers.Rng = None,
+        rng: Rng = None,
     ) -> None:
         self.input_size = checks.size("input_size", input_size)
         self.hidden_size = checks.size("hidden_size", hidden_size)
@@ -138,7 +142,7 @@ class LSTM(Layer):
         h0, c0 = self._state("state", state, sizes[0])
         xp, H = backend.of(x), self.hidden_size
 
-        gates = x @ self.weight_ih.data.T  # (N, 4H): the inputs of all time steps in one product
+        gates = x @ self.weight_ih.data.T  # (N, 4H): z without W_hh h_{t-1}, of all time steps in one product
         gates += self.bias.data
         cells = xp.empty((len(x), H), x.dtype)
         y = xp.empty((len(x), H), x.dtype)
@@ -148,7 +152,7 @@ class LSTM(Layer):
         for n in sizes:
             rows = slice(start, start + n)
             gates[rows] += xp.matmul(h[:n], self.weight_hh.data.T, out=recurrent[:n])
-            cell_forward(gates[rows], h[:n], c[:n])
+            cell_forward(gates[rows], h[:n], c[:n])  # slices are views: this writes into gates, h and c
             y[rows], cells[rows] = h[:n], c[:n]
             start += n
         return (y, (h, c)), LSTMCache(sizes, x, h0, c0, gates, cells, y)
@@ -169,14 +173,17 @@ class LSTM(Layer):
         stop = len(x)
         for t in reversed(range(len(sizes))):
             n = sizes[t]
-            rows = slice(stop - n, stop)
-            last = slice(stop - n - sizes[t - 1], stop - n)  # the rows of step t-1
-            h_last, c_last = (y[last], cells[last]) if t else (h0, c0)
-            h_before[rows] = h_last[:n]
+            start = stop - n
+            rows = slice(start, stop)  # step t
+            if t == 0:
+                h_before[rows], c_before = h0[:n], c0[:n]
+            else:
+                before = slice(start - sizes[t - 1], start - sizes[t - 1] + n)  # the same n sequences at t-1
+                h_before[rows], c_before = y[before], cells[before]
             dh[:n] += dy[rows]
-            cell_backward(gates[rows], c_last[:n], cells[rows], dh[:n], dc[:n], dz[rows])
+            cell_backward(gates[rows], c_before, cells[rows], dh[:n], dc[:n], dz[rows])
             xp.matmul(dz[rows], self.weight_hh.data, out=dh[:n])  # dL/dh_{t-1} = dL/dz_t W_hh
-            stop -= n
+            stop = start
 
         self.weight_ih.grad += dz.T @ x  # sums over all time steps, each in one product
         self.weight_hh.grad += dz.T @ h_before
