@@ -67,9 +67,7 @@ def _cell_road_cut(cut: bool) -> Iterator[None]:
         yield
 
 
-def gradients(
-    layer: LSTM, dy: np.ndarray, cache: LSTMCache, candidate: bool, cell_road: bool
-) -> dict[str, np.ndarray]:
+def gradients(layer: LSTM, dy: np.ndarray, cache: LSTMCache, candidate: bool, cell_road: bool) -> dict[str, np.ndarray]:
     """All gradients, by the names in QUANTITIES."""
     for parameter in layer.parameters():
         parameter.grad[...] = 0

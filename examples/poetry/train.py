@@ -68,11 +68,7 @@ def train(args: Namespace, out: Path) -> int:
         pads_count=bool(args.protocol),
         rng=rng,
     )
-    arguments = {
-        name: value if isinstance(value, (int, float)) else os.fsencode(str(value)).decode("utf-8", "replace")
-        for name, value in vars(args).items()
-    }
-    facts = {"max_length": task.max_length, "arguments": arguments}
+    facts = {"max_length": task.max_length, "arguments": as_json(args)}
     lines = []
     with cli.metrics_file(out) as write:
         for line, improved in epochs:
@@ -146,6 +142,14 @@ def build_schedule(args: Namespace, model: PoemModel, task: Task) -> Schedule:
     return minidl.Constant(optimizer)
 
 
+def as_json(args: Namespace) -> dict[str, int | float | str]:
+    """The arguments for the model's file; a path may hold bytes that are not UTF-8, JSON may not."""
+    return {
+        name: value if isinstance(value, (int, float)) else os.fsencode(str(value)).decode("utf-8", "replace")
+        for name, value in vars(args).items()
+    }
+
+
 def default_task(args: Namespace) -> Task:
     """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
     if args.text:
@@ -178,8 +182,12 @@ def epoch_text(line: dict[str, float]) -> str:
     report = f", with pads {line['report_cross_entropy']:.3f}" if "report_cross_entropy" in line else ""
     return (
         f"epoch {line['epoch']:2}  train {line['train_loss']:.3f}  validation {line['validation_loss']:.3f} nats/char"
-        f" (perplexity {line['validation_perplexity']:.4g}{report})  {line['chars_per_second']:,.0f} chars/s"
+        f" (perplexity {short(line['validation_perplexity'])}{report})  {line['chars_per_second']:,.0f} chars/s"
     )
+
+
+def short(perplexity: float) -> str:
+    return f"{perplexity:.1f}" if perplexity < 1e6 else f"{perplexity:.1e}"
 
 
 def last_line(args: Namespace, task: Task, model: PoemModel, lines: list[dict[str, float]]) -> dict[str, float]:
@@ -188,7 +196,7 @@ def last_line(args: Namespace, task: Task, model: PoemModel, lines: list[dict[st
         return {**min(lines, key=lambda line: line["report_cross_entropy"]), "selected_on_test": True}
     last = held_out_figures(model, task)
     cli.note(
-        f"test {last['test_loss']:.3f} nats/char (perplexity {last['test_perplexity']:.4g}) over "
+        f"test {last['test_loss']:.3f} nats/char (perplexity {short(last['test_perplexity'])}) over "
         f"{last['test_targets']:,} targets; vocabulary {last['vocabulary_size']:,}, {last['unknown_rate']:.2%} unknown"
     )
     return last
