@@ -39,6 +39,8 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], reported: Mappin
             weight="bold",
         )
         right.set(xlabel="epoch", ylabel="validation perplexity", yscale="log")
+        right.yaxis.set_major_formatter("{x:g}")
+        right.yaxis.set_minor_formatter("{x:g}")
     else:
         ours = [line["report_cross_entropy"] for line in lines]
         right.plot(epochs, ours, color=BLUE, marker=".", label="this run")
