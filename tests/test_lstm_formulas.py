@@ -473,9 +473,7 @@ def script() -> ModuleType:
 
 @pytest.mark.parametrize("cell_road", [True, False])
 @pytest.mark.parametrize("candidate", [True, False])
-def test_the_scripts_cuts_are_the_recursions(
-    script: ModuleType, run: Run, candidate: bool, cell_road: bool
-) -> None:
+def test_the_scripts_cuts_are_the_recursions(script: ModuleType, run: Run, candidate: bool, cell_road: bool) -> None:
     before = named(run.layer)
     undisturbed = Run(**{**vars(run), "dstate": tuple(np.zeros_like(part) for part in run.dstate)})
     expected = bptt(undisturbed, GATES if candidate else "ifo", cell_road)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+import extras  # noqa: F401 (first: it tells of a missing package in one line)
+
 import minidl
 
 RUNS = Path("runs")

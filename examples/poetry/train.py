@@ -44,7 +44,12 @@ def main() -> int:
     args = parse_arguments()
     minidl.backend.get(args.backend)
     with cli.results_folder(args.out) as out:
-        return train(args, out)
+        try:
+            return train(args, out)
+        except KeyboardInterrupt:
+            saved = (out / "model.safetensors").exists()
+            cli.note(f"interrupted; {f'the best epoch so far is in {out}' if saved else 'no epoch was finished'}")
+            return 130
 
 
 def train(args: Namespace, out: Path) -> int:
@@ -73,10 +78,10 @@ def train(args: Namespace, out: Path) -> int:
     with cli.metrics_file(out) as write:
         for line, improved in epochs:
             lines.append(line)
+            if improved:  # saved first: the metrics never speak of a model that is not on the disk
+                save_model(out / "model.safetensors", model, task.vocabulary, epoch=line["epoch"], **facts)
             write(line)
             cli.note(epoch_text(line))
-            if improved:
-                save_model(out / "model.safetensors", model, task.vocabulary, epoch=line["epoch"], **facts)
         last = last_line(args, task, model, lines)  # fit has left the best epoch's weights in the model
         write(last)
     draw_and_write(args, task, model, lines)
