@@ -499,7 +499,7 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_best_model_is_there(
     assert (endless.returncode, out) == (130, b"")
     text = err.decode("utf-8")
     # "\r" begins a progress bar's line; what stays is the notes of the epochs until the signal, and one more
-    notes = [line.split("\r")[-1].strip() for line in text.splitlines()]
+    notes = [line.split("\r")[-1].strip() for line in text.removesuffix("\n").split("\n")]
     assert "Traceback" not in text
     assert text.endswith("interrupted; the best epoch so far is in a\n") and text.count("interrupted") == 1
     assert all(" nats/char (perplexity " in note for note in notes[:-1]), notes
