@@ -39,7 +39,7 @@ import minidl
 TEST = ["test_loss", "test_perplexity", "test_targets", "vocabulary_size", "unknown_rate"]
 STARTS = "日紅山夜湖海月"
 MISSING = "({}: not in this corpus's vocabulary)"
-FILES = ["curves.png", "metrics.jsonl", "model.safetensors", "poems.txt"]
+FILES = ["curves.png", "metrics.jsonl", "model.safetensors", "poems.png", "poems.txt"]
 
 
 @pytest.fixture(autouse=True)

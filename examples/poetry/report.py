@@ -8,6 +8,7 @@ bad starts: all weights zero, and all weights the same number.
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,10 +111,11 @@ def start_of(title: str, task: Task, model: PoemModel, lines: list[Line]) -> Sta
 
 
 def seven_poems(model: PoemModel, task: Task) -> list[str | None]:
-    """A poem by argmax for each of the report's first characters; None for one that the corpus lacks."""
+    """Two sentences by argmax for each of the report's first characters; None for one that the corpus lacks."""
     known = [start for start in STARTS if start in task.vocabulary]
-    written = dict(zip(known, write_poems(model, task.vocabulary, known, task.max_length, argmax=True), strict=True))
-    return [written.get(start) for start in STARTS]
+    written = write_poems(model, task.vocabulary, known, task.max_length, argmax=True)
+    poems = {start: "".join(re.findall("[^。]*。?", poem)[:2]) for start, poem in zip(known, written, strict=True)}
+    return [poems.get(start) for start in STARTS]
 
 
 def distinct_units(model: PoemModel, batch: Batch) -> int:
@@ -178,7 +180,9 @@ but not zero there is a gradient, but it is the same for every unit: they remain
 
 ## Seven poems
 
-By argmax, from the best epoch of each optimizer, beside the report's own.
+By argmax, from the best epoch of each optimizer, beside the report's own. Here they are cut after two sentences, for
+such a model cannot end a poem: in the report's rows a poem's last character is never an input, so that the end mark
+follows nothing but itself. Always taking the likeliest character, it runs in circles in the end.
 
 {poems_table(poems)}
 """

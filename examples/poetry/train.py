@@ -219,6 +219,7 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
     text = "\n".join(poems.get(start, f"({start}: not in this corpus's vocabulary)") for start in STARTS)
     (args.out / "poems.txt").write_text(text + "\n", encoding="utf-8")
     print(text)
+    figures.draw_poems(args.out / "poems.png", list(poems.values()))
 
 
 if __name__ == "__main__":
