@@ -383,6 +383,9 @@ def test_the_protocol_in_small(here: Path) -> None:
     assert last["selected_on_test"] is True
     best = min(epochs, key=lambda line: line["report_cross_entropy"])
     assert {name: last[name] for name in best} == best
+    assert last["test_loss"] == pytest.approx(best["validation_loss"], rel=1e-6), "the honest figure of the same part"
+    assert last["test_targets"] == sum(map(len, pseudo_poems(512)[256:])), "as many as characters: no pad counts"
+    assert last["vocabulary_size"] > 3 and 0 <= last["unknown_rate"] < 1
     assert sorted(path.name for path in (here / "a").iterdir()) == FILES
     poems = outcome.out.splitlines()
     assert [poem[0] for poem in poems] == ["日", "紅", "山", "夜", "(", "(", "月"]

@@ -66,13 +66,13 @@ def report_task(poems: Sequence[str], batch_size: int = BATCH_SIZE, width: int =
         starts = range(first, last, batch_size)
         return [_batch(rows[:, start : min(start + batch_size, last)], pad) for start in starts]
 
-    train_batches = cut(0, train)
+    train_batches, test_batches = cut(0, train), cut(train, len(poems))
     return Task(
         vocabulary=vocabulary,
         train=lambda rng: train_batches,
         steps=len(train_batches),
-        validation=cut(train, len(poems)),  # the report's test part, which also decides when to stop
-        test=[],
+        validation=test_batches,  # the report's test part also decides when to stop
+        test=test_batches,
         max_length=max(map(len, poems)),
     )
 

@@ -25,7 +25,7 @@ class Task(NamedTuple):
     train: Callable[[np.random.Generator], Iterable[Batch]]  # one epoch's batches
     steps: int  # batches per epoch
     validation: Sequence[Batch]
-    test: Sequence[Batch]  # empty where no third part was held back
+    test: Sequence[Batch]
     max_length: int  # characters of the longest poem
 
 
@@ -187,7 +187,7 @@ def fit(
 
 
 def held_out_figures(model: PoemModel, task: Task) -> dict[str, float]:
-    """The figures on the test part, which nothing else has looked at."""
+    """The figures on the test part, which (but under the report's protocol) nothing else has looked at."""
     mean = evaluate(model, task.test)
     unknown = task.vocabulary.ids[UNKNOWN]
     unknowns = sum(int((batch.targets == unknown).sum()) for batch in task.test)
