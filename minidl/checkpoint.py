@@ -35,6 +35,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
     tensor holds NaN or infinity, a name or dtype is not one that the format has, the metadata is not JSON, or the
     disk refuses.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save as to_bytes
 
     path = Path(path)
@@ -53,13 +54,15 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
         text.encode("utf-8")
         if json.loads(text).keys() != metadata.keys():
             raise TypeError("keys must be strings")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not written, metadata must be JSON values ({error})") from error
     entry = {"format": FORMAT, "sha256": _digest(arrays, text), "metadata": text}
     try:
         _replace(path, to_bytes(arrays, {"minidl": json.dumps(entry, ensure_ascii=False)}))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not written, the format refuses it ({error})") from error
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -57,10 +57,11 @@ def gradcheck(layer: Any, *inputs: Any, rng: Rng = None) -> Report:
     function of that form, such as softmax_cross_entropy. An input may be a pair such as an LSTM's state;
     integers and None are passed on as they are. Raises GradientError with the worst entry, its analytic and
     its numeric value; also where backward changes dy or the cache, or sets a gradient instead of adding to
-    it. TypeError if anything is not float64. `layer` is left as it was.
+    it. TypeError if anything is not float64 or there is nothing to check. `layer` is left as it was (a function's
+    own variables are not).
     """
     rng = backend.generator(rng)
-    layer, inputs = copy.deepcopy((layer, inputs))
+    layer, inputs = copy.deepcopy(layer), _copied(inputs)
     parameters = layer.named_parameters() if isinstance(layer, Layer) else []
     arrays = [(f"input {index}", array) for index, array in enumerate(_floats(inputs))]
     for name, array in arrays + [(name, p.data) for name, p in parameters]:
@@ -77,6 +78,8 @@ def gradcheck(layer: Any, *inputs: Any, rng: Rng = None) -> Report:
     checked = [(name, array, grad) for (name, array), grad in zip(arrays, gradients, strict=False)]
     checked += [(name, p.data, p.grad - old) for (name, p), old in zip(parameters, before, strict=True)]
     report = Report([_compare(name, array, grad, loss, rng) for name, array, grad in checked])
+    if not report.checks:
+        raise TypeError("gradcheck found nothing to check: no float64 array among the inputs, and no parameters")
     for check in report.checks:
         if not check.error < TOLERANCE:  # also true of NaN
             raise GradientError(
@@ -100,7 +103,10 @@ def _gradients_of_layer(
     layer: Layer, inputs: tuple[Any, ...], rng: np.random.Generator
 ) -> tuple[Callable[[], float], list[Any]]:
     """L = sum(R * output) as a function of nothing, and the gradients of the inputs; checks the layer contract."""
-    output, cache = layer.forward(*inputs)
+    both = layer.forward(*inputs)
+    if not (isinstance(both, tuple) and len(both) == 2):
+        raise GradientError(f"forward must return a pair (y, cache), got {type(both).__name__}")
+    output, cache = both
     upstream = [rng.normal(size=array.shape) for array in _floats(output)]
     douts = _like(output, iter(array.copy() for array in upstream))
     # An output (y, state) has its gradients on both sides of the cache: backward(dy, cache, dstate).
@@ -149,14 +155,28 @@ def _compare(name: str, array: Any, gradient: Any, loss: Callable[[], float], rn
 
 
 def _floats(value: Any) -> list[Any]:
-    """The float arrays in a nest of tuples and lists, in order."""
+    """The float arrays in a nest of tuples, lists and dicts, in order."""
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, (tuple, list)):
         return [array for part in value for array in _floats(part)]
     return [value] if isinstance(value, np.ndarray) and value.dtype.kind == "f" else []
 
 
+def _copied(value: Any) -> Any:
+    """The nest with every array copied by itself: one that is handed in twice becomes two."""
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        parts = [_copied(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return copy.deepcopy(value)
+
+
 def _like(value: Any, arrays: Iterator[Any]) -> Any:
     """The nest of `value` with its arrays replaced by the next ones of `arrays`."""
+    if isinstance(value, dict):
+        return {key: _like(part, arrays) for key, part in value.items()}
     if isinstance(value, (tuple, list)):
         return tuple(_like(part, arrays) for part in value)
     return next(arrays)

@@ -30,19 +30,23 @@ class Layer:
     def backward(self, dy: Any, cache: Any, *rest: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.backward")
 
-    def __call__(self, *inputs: Any) -> Any:
-        """Inference: the output alone."""
-        return self.forward(*inputs)[0]
+    differs_in_training = False  # whether forward is something else than inference, as Dropout's is
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Inference: the output alone. A model that holds a Dropout defines it anew, out of its parts' calls."""
+        if any(isinstance(part, Layer) and part.differs_in_training for _, part in _walk(self, "", set())):
+            raise NotImplementedError(
+                f"{type(self).__name__} holds a Dropout: define its __call__ out of its parts' calls, without one"
+            )
+        return self.forward(*inputs, **options)[0]
 
     def named_parameters(self) -> list[tuple[str, Parameter]]:
         """(name, Parameter) pairs, names like "lstm.weight_hh"; a tied Parameter once, under its first name."""
-        seen: set[int] = set()
-        found = []
-        for name, parameter in _walk(self, ""):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                found.append((name, parameter))
-        return found
+        found: dict[str, Parameter] = {}
+        for name, part in _walk(self, "", set()):
+            if isinstance(part, Parameter) and found.setdefault(name, part) is not part:
+                raise ValueError(f"two parameters of {type(self).__name__} have the name {name!r}")
+        return list(found.items())
 
     def parameters(self) -> list[Parameter]:
         """All Parameters, each once, in order of declaration."""
@@ -69,17 +73,19 @@ class Layer:
             parameter.data[...] = backend.of(parameter.data).asarray(values)
 
 
-def _walk(value: object, name: str) -> Iterator[tuple[str, Parameter]]:
-    if isinstance(value, Parameter):
+def _walk(value: object, name: str, seen: set[int]) -> Iterator[tuple[str, Layer | Parameter]]:
+    """Every Layer and Parameter in `value`, each once, under the name of the first way to it."""
+    if isinstance(value, (Layer, Parameter)):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
         yield name, value
-        return
+    children: Any = ()
     if isinstance(value, Layer):
-        children: Any = vars(value).items()
+        children = vars(value).items()
     elif isinstance(value, dict):
         children = value.items()
     elif isinstance(value, (list, tuple)):
         children = enumerate(value)
-    else:
-        return
     for key, child in children:
-        yield from _walk(child, f"{name}.{key}" if name else str(key))
+        yield from _walk(child, f"{name}.{key}" if name else str(key), seen)

@@ -59,8 +59,8 @@ class LinearCrossEntropy(Layer):
     ) -> None:
         self.in_features = checks.size("in_features", in_features)
         self.num_classes = checks.size("num_classes", num_classes)
-        shape, rng = (num_classes, in_features), generator(rng)
-        bound = 1 / math.sqrt(in_features)
+        shape, rng = (self.num_classes, self.in_features), generator(rng)
+        bound = 1 / math.sqrt(self.in_features)
         if weight is None:
             weight = create("LinearCrossEntropy.weight", initializers.uniform(shape, bound, rng), dtype, backend)
         elif not isinstance(weight, Parameter):
@@ -68,7 +68,7 @@ class LinearCrossEntropy(Layer):
         elif weight.data.shape != shape:
             raise ValueError(f"weight must be a Parameter of shape {shape}, got {weight!r}")
         self.weight = weight
-        bias = initializers.uniform((num_classes,), bound, rng)
+        bias = initializers.uniform((self.num_classes,), bound, rng)
         self.bias = create("LinearCrossEntropy.bias", bias, dtype, backend)
         require_same(bias=self.bias.data, weight=weight.data)
         if self.bias.data.dtype != weight.data.dtype:

@@ -36,8 +36,9 @@ def sample(
     with np.errstate(over="ignore"):  # a tiny temperature leaves the top alone, as it should
         weights /= temperature
     np.exp(weights, out=weights)
-    if top_k is not None and checks.size("top_k", top_k) < logits.shape[1]:
-        dropped = np.argpartition(weights, -top_k, axis=1)[:, :-top_k]
+    kept = logits.shape[1] if top_k is None else checks.size("top_k", top_k)
+    if kept < logits.shape[1]:
+        dropped = np.argpartition(weights, -kept, axis=1)[:, :-kept]
         np.put_along_axis(weights, dropped, 0.0, axis=1)
     if top_p is not None and top_p < 1:
         _keep_nucleus(weights, top_p)

@@ -381,3 +381,14 @@ def test_a_symbolic_link_at_the_path_is_replaced_or_followed_but_never_half(tmp_
     minidl.save(tmp_path / "latest", {"a": np.zeros(3)}, {})
     assert minidl.load(tmp_path / "latest")[0]["a"].tolist() == [0, 0, 0]
     minidl.load(tmp_path / "first")
+
+
+def test_metadata_beyond_what_the_format_takes_is_refused(tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(minidl.CheckpointError, match="metadata must be JSON"):
+        minidl.save(tmp_path / "a", {}, {"deep": deep})
+    with pytest.raises(minidl.CheckpointError, match="the format refuses it"):
+        minidl.save(tmp_path / "a", {}, {"long": "x" * 110_000_000})
+    assert list(tmp_path.iterdir()) == []

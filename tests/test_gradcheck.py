@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import filled, snapshot
+from helpers import filled, refuses, snapshot
 
 import minidl
 from minidl.gradcheck import ENTRIES
@@ -236,3 +236,39 @@ def test_a_whole_model_is_a_layer() -> None:
     names = "embedding.weight lstm.weight_ih lstm.weight_hh lstm.bias linear.weight linear.bias head.bias"
     assert [check.name for check in report.checks] == names.split()
     assert report.max_error < 1e-6
+
+
+def test_a_check_of_nothing_is_refused() -> None:
+    with refuses(TypeError, "nothing to check"):
+        minidl.gradcheck(lambda values: (values[0] ** 2, [0.0]), [1.0])
+
+
+def test_a_dict_of_arrays_is_looked_into() -> None:
+    class Square(minidl.Layer):
+        def forward(self, *inputs: Any) -> tuple[Any, Any]:
+            return inputs[0]["x"] ** 2, inputs[0]["x"]
+
+        def backward(self, dy: Any, cache: Any, *rest: Any) -> Any:
+            return {"x": factor * dy * cache}
+
+    x = {"x": np.arange(4.0).reshape(2, 2)}
+    factor = 2.0
+    assert minidl.gradcheck(Square(), x, rng=0).max_error < 1e-7
+    factor = 0.0
+    with pytest.raises(minidl.GradientError, match="input 0"):
+        minidl.gradcheck(Square(), x, rng=0)
+
+
+def test_an_array_that_is_handed_in_twice_is_two_inputs() -> None:
+    layer, zeros = minidl.LSTM(3, 4, dtype="float64", rng=0), np.zeros((2, 4))
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    assert minidl.gradcheck(layer, x, [2, 2], (zeros, zeros), rng=0).max_error < 1e-6
+
+
+def test_a_forward_without_a_cache_is_refused() -> None:
+    class Forgetful(minidl.Layer):
+        def forward(self, *inputs: Any) -> Any:
+            return inputs[0]
+
+    with pytest.raises(minidl.GradientError, match=r"forward must return a pair \(y, cache\)"):
+        minidl.gradcheck(Forgetful(), np.ones((3, 2)))

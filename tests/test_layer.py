@@ -132,3 +132,33 @@ def test_a_model_is_called_like_a_layer() -> None:
             return 2 * x, None
 
     assert Twice()(np.ones(2)).tolist() == [2.0, 2.0]
+
+
+class WithDropout(minidl.Layer):
+    def __init__(self, p: float) -> None:
+        self.linear = minidl.Linear(3, 3, rng=0)
+        self.dropouts = [minidl.Dropout(p, rng=0)]
+
+    def forward(self, *inputs: Any) -> tuple[Any, Any]:
+        y, cache = self.linear.forward(inputs[0])
+        return self.dropouts[0].forward(y)[0], cache
+
+
+def test_a_model_with_dropout_has_to_say_what_its_inference_is() -> None:
+    x = np.ones((2, 3), np.float32)
+    with refuses(NotImplementedError, "WithDropout", "Dropout", "__call__"):
+        WithDropout(0.5)(x)
+    np.testing.assert_array_equal(WithDropout(0.0)(x), WithDropout(0.0).linear(x))
+
+
+def test_two_parameters_of_one_name_are_refused() -> None:
+    model = minidl.Layer()
+    model.blocks = {1: minidl.Linear(2, 2, rng=0), "1": minidl.Linear(2, 2, rng=1)}  # type: ignore[attr-defined]
+    with refuses(ValueError, "two parameters", "blocks.1.weight"):
+        model.state_dict()
+
+
+def test_a_child_may_know_its_parent() -> None:
+    parent, child = minidl.Layer(), minidl.Linear(2, 2, rng=0)
+    parent.child, child.parent = child, parent  # type: ignore[attr-defined]
+    assert [name for name, _ in parent.named_parameters()] == ["child.weight", "child.bias"]

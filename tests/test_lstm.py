@@ -462,3 +462,8 @@ def test_a_bad_dy_is_refused(dy: Any, error: type[Exception], words: list[str]) 
     _, cache = c.lstm.forward(c.x, c.sizes, c.state)
     with refuses(error, "dy", *words, keep=[c.lstm, *cache, c.dstate]):
         c.lstm.backward(dy, cache, c.dstate)
+
+
+def test_sizes_may_be_narrow_integers_of_numpy() -> None:
+    layer = minidl.LSTM(np.uint8(3), np.uint8(64), rng=0)  # type: ignore[arg-type]
+    assert layer.weight_hh.data.shape == (256, 64)

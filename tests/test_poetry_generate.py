@@ -236,3 +236,26 @@ def test_a_reader_that_was_never_there_is_no_error(model: Path) -> None:
     finally:
         os.close(writer)
     assert (done.stderr, done.returncode in (0, -13)) == (b"", True), "nor when the rest is flushed at exit"
+
+
+def test_a_space_that_the_model_knows_stays_in_the_start(tmp_path: Path) -> None:
+    english = Vocabulary([*VOCABULARY.tokens[:3], *"the ca"])
+    save_model(tmp_path / "m.safetensors", small_model(english), english, max_length=20)
+    assert poems("--start", "the cat", "--seed", 0)[0].startswith("the cat")
+
+
+def test_many_poems_are_written_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    import generate as program
+
+    monkeypatch.setattr(program, "GROUP", 4)
+    sizes: list[int] = []
+    monkeypatch.setattr(program, "write_poems", lambda *a, **k: sizes.append(len(a[2])) or ["月"] * len(a[2]))
+    monkeypatch.setattr("sys.argv", ["generate.py", "--model", "m.safetensors", "--count", "10"])
+    program.main()
+    assert sizes == [4, 4, 2]
+
+
+@pytest.mark.parametrize("facts", [{"max_length": "x"}, {"max_length": None}, {"max_length": -3}])
+def test_a_model_file_with_senseless_facts_is_refused(tmp_path: Path, facts: dict[str, object]) -> None:
+    save_model(tmp_path / "m.safetensors", small_model(), VOCABULARY, **facts)
+    refused(generate(), "m.safetensors", "max_length")

@@ -180,7 +180,7 @@ def test_a_run_that_another_program_begins_at_the_same_moment_is_not_written_ove
 
     monkeypatch.setattr(corpus, "load", slowly)
     outcome = train(corpus_folder, "--out", "a")
-    assert outcome.code == 2 and "another program has just begun" in outcome.err
+    assert outcome.code == 2 and "has just begun" in outcome.err
     assert (here / "a" / "metrics.jsonl").read_text(encoding="utf-8") == "another's"
     assert tree(here / "a") == ["metrics.jsonl"]
 
@@ -514,3 +514,20 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_best_model_is_there(
     losses = [line["validation_loss"] for line in lines]
     assert facts["epoch"] in (losses.index(min(losses)) + 1, len(lines) + 1)
     assert [name for name in tree(here / "a") if "tmp" in name] == []
+
+
+def test_a_text_in_another_script_gets_poems_too(here: Path) -> None:
+    rng = np.random.default_rng(0)
+    words = ["the moon", "a river", "of night", "in spring", "wine"]
+    lines = {" ".join(rng.choice(words, 4)) for _ in range(400)}
+    (here / "english.txt").write_text("\n".join(sorted(lines)), encoding="utf-8")
+    outcome = run_program("train", "--text", "english.txt", "--epochs", 1, *SMALL, "--out", "a")
+    assert outcome.code == 0, outcome.err
+    written = outcome.out.split("\n")[:-1]
+    assert len(written) == 7 and not any("not in this corpus" in poem for poem in written)
+
+
+def test_pieces_of_a_long_line_count_once(here: Path) -> None:
+    (here / "same.txt").write_text("月" * 100_000, encoding="utf-8")
+    outcome = run_program("train", "--text", "same.txt", "--out", "a")
+    assert outcome.code == 2 and "1 poems are too few" in outcome.err

@@ -227,3 +227,8 @@ def test_a_bad_argument_draws_nothing_from_the_generator() -> None:
     with refuses(ValueError, "top_k"):
         minidl.sample(ROW, top_k=0, rng=rng)
     assert str(rng.bit_generator.state) == before
+
+
+def test_top_k_may_be_an_unsigned_integer_of_numpy() -> None:
+    logits = np.tile(np.arange(5.0), (200, 1))
+    assert set(minidl.sample(logits, top_k=np.uint64(2), rng=0)) == {3, 4}  # type: ignore[arg-type]

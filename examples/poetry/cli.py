@@ -19,6 +19,8 @@ import minidl
 
 RUNS = Path("runs")
 METRICS = "metrics.jsonl"
+TAKEN = "already holds a run; choose another folder"
+BEGUN = f"holds a run that has just begun, or was killed in its first epoch; choose another, or delete {METRICS} there"
 
 
 class UsageError(Exception):
@@ -93,7 +95,7 @@ def results_folder(path: Path) -> Iterator[Path]:
     """
     try:
         if (path / METRICS).exists():
-            raise UsageError(f"--out {path} already holds a run; choose another folder")
+            raise UsageError(f"--out {path} {TAKEN if (path / METRICS).stat().st_size else BEGUN}")
         new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -125,7 +127,7 @@ def metrics_file(folder: Path) -> Iterator[Callable[[Mapping[str, object]], None
     try:
         file = (folder / METRICS).open("x", encoding="utf-8")
     except FileExistsError as error:
-        raise UsageError(f"--out {folder} holds a run that another program has just begun") from error
+        raise UsageError(f"--out {folder} {BEGUN}") from error
     try:
         with file:
             yield lambda values: print(json.dumps(values), file=file, flush=True)

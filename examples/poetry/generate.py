@@ -9,9 +9,12 @@ from argparse import Namespace
 from pathlib import Path
 
 import cli
+import numpy as np
 from model import load_model
-from verse import TEMPERATURE, write_poems
+from verse import MAX_LENGTH, TEMPERATURE, write_poems
 from vocabulary import BEGIN, Vocabulary
+
+GROUP = 256  # poems written side by side; more need memory and are no faster
 
 
 def main() -> int:
@@ -21,18 +24,20 @@ def main() -> int:
     start = in_vocabulary(args.start, vocabulary)
     if not start and BEGIN not in vocabulary:
         raise cli.UsageError(f"the model {path} needs a first character: give one with --start")
-    poems = write_poems(
-        model,
-        vocabulary,
-        [start] * args.count,
-        args.max_length or facts.get("max_length", 49),
-        argmax=args.argmax,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        rng=args.seed,
-    )
-    print("\n".join(poems))
+    rng = np.random.default_rng(args.seed)
+    for written in range(0, args.count, GROUP):
+        poems = write_poems(
+            model,
+            vocabulary,
+            [start] * min(GROUP, args.count - written),
+            args.max_length or facts.get("max_length", MAX_LENGTH),
+            argmax=args.argmax,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            rng=rng,
+        )
+        print("\n".join(poems), flush=True)
     return 0
 
 
@@ -72,7 +77,7 @@ def newest_model(runs: Path) -> Path:
 
 def in_vocabulary(start: str, vocabulary: Vocabulary) -> str:
     """`start` with every character that the vocabulary lacks in its traditional form; UsageError for a stranger."""
-    start = "".join(start.split())
+    start = "".join(character for character in start if character in vocabulary or not character.isspace())
     if all(character in vocabulary for character in start):
         return start
     import opencc  # only here: its dictionaries take time to load

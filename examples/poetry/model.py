@@ -103,6 +103,8 @@ def load_model(path: str | os.PathLike[str], backend: str = "numpy") -> tuple[Po
     """(model, vocabulary, metadata) from a file that `save_model` wrote; CheckpointError if it is something else."""
     tensors, metadata = minidl.load(path)
     try:
+        if not isinstance(metadata.get("max_length", 1), int) or metadata.get("max_length", 1) < 1:
+            raise ValueError(f"its max_length is {metadata['max_length']!r}")
         vocabulary = Vocabulary(metadata["tokens"])
         model = PoemModel(len(vocabulary), **metadata["settings"], backend=backend, rng=0)
         model.load_state_dict(tensors)

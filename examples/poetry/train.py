@@ -18,7 +18,7 @@ import numpy as np
 import protocol
 from model import PoemModel, save_model
 from training import Diverged, Task, build_optimizer, fit, held_out_figures, packed_task
-from verse import STARTS, write_poems
+from verse import MAX_LENGTH, STARTS, write_poems
 from vocabulary import Vocabulary
 
 import minidl
@@ -36,7 +36,6 @@ DEFAULTS = {
     "dropout": 0.3,
     "clip": 1.0,
 }
-MAX_LENGTH = 49  # characters of a poem, as in the report
 MAX_PIECE = 200  # longer lines of a --text are cut, since a batch takes as many steps as its longest
 
 
@@ -159,7 +158,8 @@ def default_task(args: Namespace) -> Task:
     """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
     if args.text:
         found = corpus.read_text(args.text)
-        poems = [line[at : at + MAX_PIECE] for line in found.poems for at in range(0, len(line), MAX_PIECE)]
+        pieces = (line[at : at + MAX_PIECE] for line in found.poems for at in range(0, len(line), MAX_PIECE))
+        poems = list(dict.fromkeys(pieces))
     else:
         found = corpus.load(args.corpus, args.files, max_length=MAX_LENGTH)
         poems = found.poems
@@ -214,13 +214,17 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
 
     figures.draw_curves(args.out / "curves.png", lines, protocol.REPORTED[args.optimizer] if args.protocol else None)
     known = [start for start in STARTS if start in task.vocabulary]
+    # A text in another script begins as it likes.
+    free = bool(args.text) and not known and len(task.vocabulary) > len(task.vocabulary.marks)
+    starts = [""] * len(STARTS) if free else known
     # The report took the likeliest character at every place.
-    written = write_poems(model, task.vocabulary, known, task.max_length, argmax=bool(args.protocol), rng=args.seed)
-    poems = dict(zip(known, written, strict=True))
-    text = "\n".join(poems.get(start, f"({start}: not in this corpus's vocabulary)") for start in STARTS)
+    written = write_poems(model, task.vocabulary, starts, task.max_length, argmax=bool(args.protocol), rng=args.seed)
+    poems = iter(written)
+    lost = "({}: not in this corpus's vocabulary)"
+    text = "\n".join(next(poems) if free or start in known else lost.format(start) for start in STARTS)
     (args.out / "poems.txt").write_text(text + "\n", encoding="utf-8")
     print(text)
-    figures.draw_poems(args.out / "poems.png", list(poems.values()))
+    figures.draw_poems(args.out / "poems.png", written)
 
 
 if __name__ == "__main__":

@@ -156,9 +156,9 @@ def fit(
             progress = tqdm(total=task.steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet)
             with progress, np.errstate(over="ignore", invalid="ignore"):  # infinities are looked for and told
                 train = train_epoch(model, schedule, task.train(rng), clip, progress)
-            train_loss = train.loss  # read before the clock: a GPU has finished then
-            seconds = time.perf_counter() - started
-            validation = evaluate(model, task.validation)
+                train_loss = train.loss  # read before the clock: a GPU has finished then
+                seconds = time.perf_counter() - started
+                validation = evaluate(model, task.validation)
             if not math.isfinite(train_loss + validation.loss):
                 raise FloatingPointError("the loss is not finite")
             line = {

@@ -13,6 +13,7 @@ from minidl.backend import Rng
 from minidl.layers.lstm import State
 
 STARTS = "日紅山夜湖海月"  # the report's seven
+MAX_LENGTH = 49  # characters of a poem, as in the report
 TEMPERATURE = 0.7  # below 1 plainer and safer, above 1 wilder
 
 

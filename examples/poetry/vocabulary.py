@@ -16,6 +16,8 @@ class Vocabulary:
     def __init__(self, tokens: Sequence[str]) -> None:
         self.tokens = list(tokens)
         self.ids = {token: index for index, token in enumerate(self.tokens)}
+        if not all(isinstance(token, str) for token in self.tokens):
+            raise TypeError("a vocabulary holds strings")
         if len(self.ids) != len(self.tokens) or not {END, UNKNOWN} <= self.ids.keys():
             raise ValueError(f"a vocabulary holds every token once, {END} and {UNKNOWN} among them")
         self.marks = [self.ids[mark] for mark in (BEGIN, END, UNKNOWN, PAD) if mark in self.ids]

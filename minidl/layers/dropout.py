@@ -23,7 +23,9 @@ class Dropout(Layer):
     The mask is a function of (seed, step, row, unit), not of a generator that advances: threads, machines,
     a resumed run and both backends draw the same one. So tell `forward` the number of the training step;
     without it every call is step 0 and drops the same units. `rows` are the positions of x's rows in the
-    whole batch (default 0 ... N-1), for one who holds a part of it. x and y are (N, D).
+    whole batch (default 0 ... N-1), for one who holds a part of it. The seed is drawn from `rng` when the layer is
+    made and is no part of state_dict: a run that is to go on exactly makes its layers with the same rng.
+    x and y are (N, D).
     """
 
     def __init__(self, p: float, *, dtype: str = "float32", backend: str = "numpy", rng: Rng = None) -> None:
@@ -32,6 +34,7 @@ class Dropout(Layer):
         if backend not in ("numpy", "cupy"):
             raise ValueError(f"backend must be 'numpy' or 'cupy', got {backend!r}")
         self.p = checks.number("p", p, 0.0, 1.0)
+        self.differs_in_training = self.p > 0
         self.seed = int(generator(rng).integers(2**63))
 
     def forward(self, x: Array, step: int = 0, rows: Array | None = None) -> tuple[Array, DropoutCache]:

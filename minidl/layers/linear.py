@@ -36,12 +36,12 @@ class Linear(Layer):
     ) -> None:
         self.in_features = checks.size("in_features", in_features)
         self.out_features = checks.size("out_features", out_features)
-        rng, bound = generator(rng), 1 / math.sqrt(in_features)
-        values = initializers.uniform((out_features, in_features), bound, rng)
+        rng, bound = generator(rng), 1 / math.sqrt(self.in_features)
+        values = initializers.uniform((self.out_features, self.in_features), bound, rng)
         self.weight = create("Linear.weight", values, dtype, backend)
         self.bias = None
         if bias:
-            self.bias = create("Linear.bias", initializers.uniform((out_features,), bound, rng), dtype, backend)
+            self.bias = create("Linear.bias", initializers.uniform((self.out_features,), bound, rng), dtype, backend)
 
     def forward(self, x: Array) -> tuple[Array, LinearCache]:
         checks.matrix("x", x, self.in_features, like=self.weight.data)

@@ -126,9 +126,9 @@ class LSTM(Layer):
     ) -> None:
         self.input_size = checks.size("input_size", input_size)
         self.hidden_size = checks.size("hidden_size", hidden_size)
-        rng, wide = generator(rng), 4 * hidden_size
-        weight_ih = initializers.xavier_uniform((wide, input_size), rng)
-        weight_hh = initializers.xavier_uniform((wide, hidden_size), rng)
+        rng, wide = generator(rng), 4 * self.hidden_size
+        weight_ih = initializers.xavier_uniform((wide, self.input_size), rng)
+        weight_hh = initializers.xavier_uniform((wide, self.hidden_size), rng)
         self.weight_ih = create("LSTM.weight_ih", weight_ih, dtype, backend)
         self.weight_hh = create("LSTM.weight_hh", weight_hh, dtype, backend)
         self.bias = create("LSTM.bias", initializers.zeros((wide,)), dtype, backend)
