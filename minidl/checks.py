@@ -110,7 +110,7 @@ def batch_sizes(values: Sequence[int] | Array, rows: int) -> list[int]:
         shown = " ".join(repr(values).split())[:100]
         raise TypeError(f"batch_sizes must be a sequence of ints, got {shown}") from None
     if not sizes:
-        raise ValueError("batch_sizes is empty; expected one size a time step")
+        raise ValueError("batch_sizes is empty; expected one size per time step")
     if sizes[-1] < 1:
         raise ValueError(f"batch_sizes must be at least 1 at every step, got {sizes[-1]} at the last")
     for step, (before, after) in enumerate(pairwise(sizes)):

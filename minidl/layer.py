@@ -24,13 +24,13 @@ from .parameter import Parameter
 class Layer:
     """Base of layers and models: collects the Parameters found in the attributes, in order of assignment."""
 
+    differs_in_training = False  # whether forward is something else than inference, as Dropout's is
+
     def forward(self, *inputs: Any) -> tuple[Any, Any]:
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
     def backward(self, dy: Any, cache: Any, *rest: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.backward")
-
-    differs_in_training = False  # whether forward is something else than inference, as Dropout's is
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Inference: the output alone. A model that holds a Dropout defines it anew, out of its parts' calls."""

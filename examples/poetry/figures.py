@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREY, RED = "#20639b", "#ed8a19", "#8a8a8a", "#c0392b"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
-MISSING_FONT = "The poems are in report.md: no installed font has\nChinese characters to draw them with."
+MISSING_FONT = "The poems are in the text beside this picture:\nno installed font has the characters to draw them."
 matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
