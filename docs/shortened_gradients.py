@@ -57,9 +57,9 @@ def _candidate_cut(layer: LSTM, cut: bool) -> Iterator[None]:
 @contextmanager
 def _cell_road_cut(cut: bool) -> Iterator[None]:
     def without_road(
-        gates: np.ndarray, c_before: np.ndarray, c: np.ndarray, dh: np.ndarray, dc: np.ndarray, dz: np.ndarray
+        gates: np.ndarray, c_before: np.ndarray, c: np.ndarray, dh: np.ndarray, dc: np.ndarray, *rest: np.ndarray
     ) -> None:
-        whole(gates, c_before, c, dh, dc, dz)
+        whole(gates, c_before, c, dh, dc, *rest)
         dc[...] = 0
 
     whole = lstm.cell_backward

@@ -15,6 +15,7 @@ from .parameter import Parameter, flatten
 from .sampling import sample
 from .schedules import Constant, ExponentialDecay, OneCycle, StepDecay
 from .sequences import PackedSequence, bucketed_batches, pack, unpack
+from .threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
@@ -41,12 +42,14 @@ __all__ = [
     "bucketed_batches",
     "clip_grad_norm",
     "flatten",
+    "get_num_threads",
     "gradcheck",
     "initializers",
     "load",
     "pack",
     "sample",
     "save",
+    "set_num_threads",
     "softmax_cross_entropy",
     "to_backend",
     "to_host",

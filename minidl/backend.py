@@ -7,12 +7,18 @@ custom `xp` is the library of the arrays at hand.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import weakref
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from . import threads
+
+LEAST = 2**19  # numbers to add that are worth a thread
 
 Array = Any  # numpy.ndarray or cupy.ndarray: one code path serves both
 Rng = int | np.random.Generator | None  # where random numbers come from: a seed, a generator, or fresh entropy
@@ -129,11 +135,21 @@ def add_rows(target: Array, ids: Array, rows: Array) -> None:
 
         cupyx.scatter_add(target, ids, rows)
         return
-    # np.add.at does this one row at a time; sorting makes every id one contiguous run to sum.
-    order = np.argsort(ids, kind="stable")
+    # np.add.at and np.add.reduceat do this one number at a time. Sorting makes every id a run of rows, and all
+    # runs of one length are a block (runs, length, D) to sum over its middle axis.
+    order = np.argsort(ids.astype(np.min_scalar_type(len(target) - 1)), kind="stable")  # small integers sort fast
     ordered = ids[order]
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    target[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0)
+    lengths = np.diff(starts, append=len(ids))
+
+    def add(part: slice) -> None:
+        for length in np.unique(lengths[part]):
+            runs = starts[part][lengths[part] == length]
+            target[ordered[runs]] += rows[order[runs[:, None] + np.arange(length)]].sum(axis=1)
+
+    parts = threads.split(len(rows), threads.worth(rows.size, LEAST, rows))  # moved to where runs start
+    cuts = np.searchsorted(starts, [part.start for part in parts] + [len(rows)])
+    threads.run([partial(add, slice(*cut)) for cut in itertools.pairwise(cuts)])
 
 
 def _first_line(error: BaseException) -> str:

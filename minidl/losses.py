@@ -10,13 +10,19 @@ up exactly. It comes back as a number, or as a 0-d array on the layer's device.
 from __future__ import annotations
 
 import math
+from functools import partial
 
-from . import backend, checks, initializers
+from . import backend, checks, initializers, threads
 from .backend import Array, Rng, generator, require_same
 from .layer import Layer
 from .parameter import Parameter, create
+from .workspace import empty, with_ones
 
-BLOCK_BYTES = 16 * 2**20  # logits alive at a time: small enough for a cache, large enough for a matrix product
+BLOCK_BYTES = 9 * 2**20  # logits alive at a time in each thread: enough rows for a fast matrix product
+STRIP_BYTES = 2**19  # logits that one core's own cache holds while several passes go over them
+LEAST_PRODUCT = 2**23  # multiplications that are worth a thread
+LEAST_COPY = 2**18  # numbers to copy that are worth a thread
+SAFE = 60.0  # e^60, summed over any vocabulary, and e^-60 are far from the ends of float32
 
 
 def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
@@ -30,10 +36,14 @@ def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
         raise ValueError(f"logits must have shape (N, V) with N at least 1, got {logits.shape}")
     checks.float_dtype(logits.dtype, "logits")
     targets = checks.ids("targets", targets, logits.shape[1], like=logits, rows=len(logits))
-    dlogits = logits.copy()
-    loss, sums = _exponentials(dlogits, targets)
-    _to_gradient(dlogits, sums, targets, len(logits))
-    return loss / len(logits), dlogits
+    xp, rows = backend.of(logits), len(logits)
+    dlogits = logits - logits.max(axis=1, keepdims=True)  # the largest exponent is 0: nothing overflows
+    picked = dlogits[xp.arange(rows), targets]
+    xp.exp(dlogits, out=dlogits)
+    sums = dlogits.sum(axis=1)
+    dlogits /= (sums * rows)[:, None]
+    dlogits[xp.arange(rows), targets] -= 1 / rows
+    return (xp.log(sums) - picked).sum(dtype=xp.float64) / rows, dlogits
 
 
 class LinearCrossEntropy(Layer):
@@ -77,59 +87,111 @@ class LinearCrossEntropy(Layer):
     def logits(self, x: Array) -> Array:
         """x W^T + b, (N, num_classes): what a sampler wants."""
         checks.matrix("x", x, self.in_features, like=self.weight.data)
-        return self._project(x)
+        logits = x @ self.weight.data.T
+        logits += self.bias.data
+        return logits
 
     def __call__(self, x: Array, targets: Array, total: float | None = None) -> Array:
         """The loss alone: the sum over x's rows in nats, divided by `total` (default: the rows)."""
         targets, total = self._check(x, targets, total)
-        loss = 0.0
-        for rows in self._blocks(len(x)):
-            loss += _exponentials(self._project(x[rows]), targets[rows])[0]
-        return loss / total
+        weight = self._with_bias()
+
+        def loss_of(part: slice) -> Array:
+            blocks = self._blocks(part)
+            return sum(_exponentials(with_ones(x[rows]), weight, targets[rows])[0] for rows in blocks)
+
+        return sum(threads.run([partial(loss_of, part) for part in self._parts(x)])) / total
 
     def forward_backward(self, x: Array, targets: Array, total: float | None = None) -> tuple[Array, Array]:
         """(loss, dx): the loss as in a call, and dL/dx (N, in_features); adds dL/dW and dL/db."""
         targets, total = self._check(x, targets, total)
-        xp, weight = backend.of(x), self.weight.data
-        dx = xp.empty_like(x)
-        dweight = xp.empty_like(weight)
-        loss = 0.0
-        for rows in self._blocks(len(x)):
-            dlogits = self._project(x[rows])  # (n, V), at first the logits
-            block_loss, sums = _exponentials(dlogits, targets[rows])
-            _to_gradient(dlogits, sums, targets[rows], total)
+        weight, dx = self._with_bias(), empty(x.shape, x)
+        parts = threads.run([partial(self._part, x, weight, targets, total, dx, part) for part in self._parts(x)])
+        first, *others = (dweight for _, dweight in parts)
+
+        def add(units: slice) -> None:
+            for dweight in others:
+                first[:, units] += dweight[:, units]
+            self.weight.grad[units] += first[:-1, units].T
+            self.bias.grad[units] += first[-1, units]
+
+        threads.run([partial(add, units) for units in threads.split(self.num_classes, len(parts))])
+        return sum(loss for loss, _ in parts) / total, dx
+
+    def _part(
+        self, x: Array, weight: Array, targets: Array, total: float, dx: Array, part: slice
+    ) -> tuple[Array, Array]:
+        """(summed loss, dL/d[W b]^T) of the rows in `part`, whose dL/dx it fills.
+
+        With e = exp(z) and its row's sum s, dL/dz = (e / s - onehot) / total = (e - s onehot) / (s total). The division
+        by s total is left to the narrow factors: x before its product, and dx after its own.
+        """
+        xp, loss = backend.of(x), 0.0
+        dweight = product = empty((self.in_features + 1, self.num_classes), x)
+        for rows in self._blocks(part):
+            x1 = with_ones(x[rows])
+            block_loss, e, sums = _exponentials(x1, weight, targets[rows])
             loss += block_loss
-            xp.matmul(dlogits, weight, out=dx[rows])
-            self.weight.grad += xp.matmul(dlogits.T, x[rows], out=dweight)
-            self.bias.grad += dlogits.sum(axis=0)
-        return loss / total, dx
+            e[xp.arange(len(e)), targets[rows]] -= sums
+            scale = (1 / (sums * total))[:, None]
+            xp.matmul(e, self.weight.data, out=dx[rows])
+            dx[rows] *= scale
+            x1 *= scale
+            xp.matmul(x1.T, e, out=product)
+            if product is dweight:
+                product = empty(dweight.shape, x)  # the first block's product began the sum
+            else:
+                dweight += product
+        return loss, dweight
+
+    def _with_bias(self) -> Array:
+        """[W b]^T (in_features + 1, V): the bias is the weight of an input that always is 1.
+
+        Copied the other way round because a product with it is faster so.
+        """
+        weight = empty((self.in_features + 1, self.num_classes), self.weight.data)
+
+        def copy(units: slice) -> None:
+            weight[:-1, units] = self.weight.data[units].T
+            weight[-1, units] = self.bias.data[units]
+
+        parts = threads.split(self.num_classes, threads.worth(weight.size, LEAST_COPY, weight))
+        threads.run([partial(copy, units) for units in parts])
+        return weight
 
     def _check(self, x: Array, targets: Array, total: float | None) -> tuple[Array, float]:
         checks.matrix("x", x, self.in_features, like=self.weight.data)
         targets = checks.ids("targets", targets, self.num_classes, like=self.weight.data, rows=len(x))
         return targets, len(x) if total is None else checks.number("total", total, 0, open_low=True)
 
-    def _project(self, x: Array) -> Array:
-        logits = x @ self.weight.data.T
-        logits += self.bias.data
-        return logits
+    def _parts(self, x: Array) -> list[slice]:
+        """The rows, cut for the threads."""
+        return threads.split(len(x), threads.worth(x.size * self.num_classes, LEAST_PRODUCT, x))
 
-    def _blocks(self, rows: int) -> list[slice]:
-        size = max(1, BLOCK_BYTES // (self.num_classes * self.weight.data.itemsize))
-        return [slice(start, start + size) for start in range(0, rows, size)]
-
-
-def _exponentials(logits: Array, targets: Array) -> tuple[Array, Array]:
-    """In place logits (N, V) -> e^(logits - the row's maximum). Returns the summed loss, and the row sums (N,)."""
-    xp = backend.of(logits)
-    logits -= logits.max(axis=1, keepdims=True)  # the largest exponent is 0: nothing overflows
-    picked = logits[xp.arange(len(targets)), targets]
-    xp.exp(logits, out=logits)
-    sums = logits.sum(axis=1)
-    return (xp.log(sums) - picked).sum(dtype=xp.float64), sums
+    def _blocks(self, part: slice) -> list[slice]:
+        """The rows of `part` in nearly equal blocks of at most BLOCK_BYTES of logits."""
+        rows, row_bytes = part.stop - part.start, self.num_classes * self.weight.data.itemsize
+        blocks = threads.split(rows, -(-rows * row_bytes // BLOCK_BYTES))
+        return [slice(part.start + block.start, part.start + block.stop) for block in blocks]
 
 
-def _to_gradient(exponentials: Array, sums: Array, targets: Array, total: float) -> None:
-    """In place (softmax - onehot) / total, from what `_exponentials` left."""
-    exponentials *= (1 / (sums * total))[:, None]
-    exponentials[backend.of(exponentials).arange(len(targets)), targets] -= 1 / total
+def _exponentials(x1: Array, weight: Array, targets: Array) -> tuple[Array, Array, Array]:
+    """(summed loss, e^z (n, V), its row sums) of logits z = x1 weight.
+
+    Where e^z might overflow or vanish, the row's maximum is taken from all its logits: softmax stays the same.
+    """
+    xp, rows, classes = backend.of(x1), len(x1), weight.shape[1]
+    z = xp.matmul(x1, weight, out=empty((rows, classes), x1))
+    picked, sums = empty((rows,), x1), empty((rows,), x1)
+    ones = xp.ones(classes, x1.dtype)
+    on_device = backend.is_device(x1)
+    size = rows if on_device else max(1, STRIP_BYTES // (classes * x1.itemsize))
+    for start in range(0, rows, size):
+        strip, places = z[start : start + size], targets[start : start + size]
+        top = strip.max(axis=1, keepdims=True)
+        if on_device or not abs(top).max() <= SAFE:  # to look would make the host wait; `not <=` is true of NaN
+            strip -= top
+        picked[start : start + size] = strip[xp.arange(len(strip)), places]
+        xp.exp(strip, out=strip)
+        xp.dot(strip, ones, out=sums[start : start + size])  # a product is the fastest sum
+    return (xp.log(sums) - picked).sum(dtype=xp.float64), z, sums

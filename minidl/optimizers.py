@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from . import backend, checks
+from . import backend, checks, threads
 from .backend import Array
 from .parameter import Parameter, check_parameters, flatten, layout, segments
 
-BLOCK = 2**15  # elements: a few arrays of this many floats fit a core's own cache
+LEAST = 2**18  # elements that are worth a thread
+BLOCK = 2**18  # elements: few enough for a cache, many enough that calls cost little
 
 
 class Optimizer:
@@ -40,7 +42,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
         for segment in segments(self.params):
-            segment.grad[...] = 0
+            threads.run([partial(_fill, segment.grad, part) for part in _parts(segment.grad)])
 
     def step(self) -> None:
         """Change the parameters by their gradients, once."""
@@ -56,8 +58,11 @@ class Optimizer:
         require_finite_grad(self.params)
         self.steps += 1  # before the rule: Adam's t starts at 1
         for arrays in pieces:
-            for start in range(0, arrays[0].size, BLOCK):
-                self._update(lr, *(array[start : start + BLOCK] for array in arrays))
+            threads.run([partial(self._update_part, lr, arrays, part) for part in _parts(arrays[0])])
+
+    def _update_part(self, lr: float, arrays: tuple[Array, ...], part: slice) -> None:
+        for start in range(part.start, part.stop, BLOCK):
+            self._update(lr, *(array[start : min(start + BLOCK, part.stop)] for array in arrays))
 
     def _update(self, lr: float, data: Array, grad: Array, *state: Array) -> None:
         """The rule: change `data` and `state` in place by `grad`, all of one shape."""
@@ -265,4 +270,14 @@ def require_finite_grad(params: Sequence[Parameter]) -> None:
 def _square(flat: np.ndarray) -> float:
     """The squared norm; infinite, without NumPy's warning, where a square overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.dot(flat, flat))
+        squares = threads.run([partial(lambda part: np.dot(flat[part], flat[part]), part) for part in _parts(flat)])
+        return float(sum(squares))
+
+
+def _fill(flat: Array, part: slice) -> None:
+    flat[part] = 0
+
+
+def _parts(flat: Array) -> list[slice]:
+    """A flat array cut for the threads."""
+    return threads.split(flat.size, threads.worth(flat.size, LEAST, flat))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from . import backend, checks
+from . import backend, checks, threads
 from .backend import Array, Rng
+
+LEAST = 2**16  # logits that are worth a thread
 
 
 def sample(
@@ -32,11 +36,20 @@ def sample(
     top = logits.max(axis=1, keepdims=True)
     if not np.isfinite(top).all():
         raise ValueError("logits hold NaN or +inf, or a row with no finite value; expected one to draw from")
+    kept = logits.shape[1] if top_k is None else checks.size("top_k", top_k)
+    draws = backend.generator(rng).random((len(logits), 1))
+    parts = threads.split(len(logits), threads.worth(logits.size, LEAST, logits))
+    tasks = [partial(_sample, logits[part], top[part], temperature, kept, top_p, draws[part]) for part in parts]
+    return np.concatenate(threads.run(tasks)) if len(tasks) > 1 else tasks[0]()
+
+
+def _sample(
+    logits: np.ndarray, top: np.ndarray, temperature: float, kept: int, top_p: float | None, draws: np.ndarray
+) -> np.ndarray:
     weights = (logits - top).astype(np.float64)
     with np.errstate(over="ignore"):  # a tiny temperature leaves the top alone, as it should
         weights /= temperature
     np.exp(weights, out=weights)
-    kept = logits.shape[1] if top_k is None else checks.size("top_k", top_k)
     if kept < logits.shape[1]:
         dropped = np.argpartition(weights, -kept, axis=1)[:, :-kept]
         np.put_along_axis(weights, dropped, 0.0, axis=1)
@@ -44,8 +57,7 @@ def sample(
         _keep_nucleus(weights, top_p)
     cumulative = np.cumsum(weights, axis=1)
     # At a draw of u in [0, 1) the first id whose cumulative weight exceeds u times the sum.
-    draws = backend.generator(rng).random((len(weights), 1)) * cumulative[:, -1:]
-    return (cumulative > draws).argmax(axis=1)
+    return (cumulative > draws * cumulative[:, -1:]).argmax(axis=1)
 
 
 def _keep_nucleus(weights: np.ndarray, top_p: float) -> None:

@@ -5,19 +5,23 @@ calls and no others: an AttributeError or an unknown keyword means that somethin
 up in CuPy's reference and added here. It is strict where CuPy is:
 
 - host and device arrays do not mix, and nothing turns into a NumPy array but by `.get()`;
-- reductions give 0-d device arrays; ufuncs take `out` but no `where`;
+- reductions give 0-d device arrays; ufuncs take `out` but no `where`; `matmul` wants an `out` of the very shape,
+  and `dot` one that is C-contiguous and of the result's dtype;
 - float(), int(), bool(), get(), printing and indexing by a mask make the host wait: noted in `syncs`;
 - an index array out of range wraps around without a word;
-- arithmetic never warns; new memory is not zeroed (here it is NaN, so that reading it shows).
+- arithmetic never warns; new memory is not zeroed (here it is NaN, so that reading it shows);
+- a thread has its own current device and stream, so that work of another thread would go to the wrong ones:
+  only the thread that installed the double may touch an array.
 """
 
 from __future__ import annotations
 
 import operator
 import sys
+import threading
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,17 +30,23 @@ import pytest
 from minidl import backend
 
 syncs: list[str] = []  # what made the host wait, in order
+owner: list[int] = []  # the thread whose current device this is
 
 
 class ndarray:
     """Stands for cupy.ndarray. `_host` is the NumPy array that plays the device's memory."""
 
     __array_ufunc__ = None  # `numpy_array + device_array` comes to our operator, which refuses
-    __iter__ = None
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, host: np.ndarray) -> None:
-        self._host = host
+        self._memory = host
+
+    @property
+    def _host(self) -> np.ndarray:
+        if threading.get_ident() not in owner:
+            raise RuntimeError("a device array is used in a thread that has another current device and stream")
+        return self._memory
 
     shape = property(lambda self: self._host.shape)
     ndim = property(lambda self: self._host.ndim)
@@ -47,6 +57,12 @@ class ndarray:
 
     def __len__(self) -> int:
         return len(self._host)
+
+    def __iter__(self) -> Iterator[ndarray]:
+        """Views, one for each index of the first axis."""
+        if self.ndim == 0:
+            raise TypeError("iteration over a 0-d array")
+        return (self[index] for index in range(len(self)))
 
     # what makes the host wait
 
@@ -81,11 +97,17 @@ class ndarray:
     def reshape(self, *shape: Any) -> ndarray:
         return ndarray(self._host.reshape(*shape))
 
+    def transpose(self, *axes: int) -> ndarray:
+        return ndarray(self._host.transpose(*axes))
+
     def astype(self, dtype: Any) -> ndarray:
         return ndarray(self._host.astype(dtype))
 
-    def sum(self, axis: int | None = None, dtype: Any = None, keepdims: bool = False) -> ndarray:
-        return _device(self._host.sum(axis=axis, dtype=dtype, keepdims=keepdims))
+    def sum(
+        self, axis: int | None = None, dtype: Any = None, out: ndarray | None = None, keepdims: bool = False
+    ) -> ndarray:
+        result = _device(self._host.sum(axis=axis, dtype=dtype, keepdims=keepdims))
+        return result if out is None else _into(out, result, "Out shape is mismatched")
 
     def max(self, axis: int | None = None, keepdims: bool = False) -> ndarray:
         return _device(self._host.max(axis=axis, keepdims=keepdims))
@@ -121,6 +143,14 @@ class ndarray:
 
 def _device(result: Any) -> ndarray:
     return ndarray(np.asarray(result))
+
+
+def _into(out: ndarray, result: ndarray, message: str) -> ndarray:
+    """`out`, filled with `result`, which must be of its shape."""
+    if out.shape != result.shape:
+        raise ValueError(message)
+    out._host[...] = result._host
+    return out
 
 
 def _host(value: Any) -> Any:
@@ -193,8 +223,18 @@ def asarray(values: Any, dtype: Any = None) -> ndarray:
     return ndarray(np.array(values, dtype))  # an upload, which the host need not wait for
 
 
+def ascontiguousarray(array: ndarray) -> ndarray:
+    if not isinstance(array, ndarray):
+        raise TypeError(f"Unsupported type {type(array)}")
+    return array if array._host.flags.c_contiguous else ndarray(np.ascontiguousarray(array._host))
+
+
 def zeros(shape: Any, dtype: Any = float) -> ndarray:
     return ndarray(np.zeros(shape, dtype))
+
+
+def ones(shape: Any, dtype: Any = float) -> ndarray:
+    return ndarray(np.ones(shape, dtype))
 
 
 def zeros_like(array: ndarray) -> ndarray:
@@ -219,9 +259,21 @@ def stack(arrays: Sequence[ndarray]) -> ndarray:
     return ndarray(np.stack([_host(array) for array in arrays]))
 
 
-def dot(a: ndarray, b: ndarray) -> ndarray:
+def dot(a: ndarray, b: ndarray, out: ndarray | None = None) -> ndarray:
+    if out is not None and out.dtype != np.result_type(a.dtype, b.dtype):
+        raise ValueError("Not supported dtype combination.")
+    if out is not None and not out._host.flags.c_contiguous:
+        raise ValueError("Output array must be C-contiguous")
     with np.errstate(all="ignore"):
-        return _device(np.dot(_host(a), _host(b)))
+        result = _device(np.dot(_host(a), _host(b)))
+    return result if out is None else _into(out, result, "Output array has an invalid size")
+
+
+def matmul(a: ndarray, b: ndarray, out: ndarray | None = None) -> ndarray:
+    if not (isinstance(a, ndarray) and isinstance(b, ndarray)):
+        raise TypeError(f"Unsupported type {type(a)} or {type(b)}")
+    result = a @ b  # type: ignore[operator]
+    return result if out is None else _into(out, result, "Output array has an invalid size")
 
 
 def copyto(target: ndarray, source: Any, where: ndarray | None = None) -> None:
@@ -235,6 +287,7 @@ def scatter_add(target: ndarray, ids: ndarray, rows: ndarray) -> None:
 def install(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> types.ModuleType:
     """The double as `sys.modules["cupy"]` until the test ends; the module is returned."""
     syncs.clear()
+    owner[:] = [threading.get_ident()]
     # An optimizer that a failed test left behind may have an error to tell: not to the next test.
     monkeypatch.setattr(backend, "_watchers", weakref.WeakSet())
     cupy = types.ModuleType("cupy")
@@ -251,11 +304,13 @@ def install(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> types.ModuleTy
         "divide",
         "minimum",
         "maximum",
-        "matmul",
     ]
     for name in ufuncs:
         setattr(cupy, name, _ufunc(name))
-    functions = (asarray, zeros, zeros_like, empty, empty_like, arange, stack, dot, copyto)
+    functions = (
+        *(asarray, ascontiguousarray, zeros, zeros_like, ones, empty, empty_like, arange),
+        *(stack, dot, matmul, copyto),
+    )
     for thing in (ndarray, *functions):
         setattr(cupy, thing.__name__, thing)
     cupy.float64 = np.float64  # type: ignore[attr-defined]

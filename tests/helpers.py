@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import subprocess
+import sys
+import textwrap
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import minidl
+from minidl import workspace
 from minidl.optimizers import Optimizer
 
 
@@ -80,3 +88,72 @@ def refuses(error: type[Exception], *words: object, keep: Any = ()) -> Iterator[
     missing = [str(word) for word in words if str(word) not in message]
     assert not missing, f"the message does not name {missing}: {message}"
     assert snapshot(keep) == before, "a refused call changed something"
+
+
+PATHS = [str(Path(__file__).parent), str(Path(minidl.__file__).parents[1])]  # the tests' files, and this minidl
+
+
+def python(code: str, *options: str) -> str:
+    """What a new Python prints that runs `code` beside the tests' files; it is given 60 s."""
+    start = f"import sys; sys.path[:0] = {PATHS}\n"
+    done = subprocess.run(
+        [sys.executable, *options, "-c", start + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+class Blocks:
+    """What a pool's blocks are up to: see `reused_memory`."""
+
+    def __init__(self) -> None:
+        self.alive: dict[int, weakref.ref[np.ndarray]] = {}  # in use or free, by id
+        self.fresh = 0  # how many were made
+        self.in_use = 0
+        self.most_in_use = 0
+
+    def sizes(self) -> list[int]:
+        blocks = [reference() for reference in self.alive.values()]
+        return [block.nbytes - workspace.ALIGNMENT for block in blocks if block is not None]
+
+
+@contextlib.contextmanager
+def reused_memory(least: int = 1) -> Iterator[Blocks]:
+    """A pool of its own for all arrays of at least `least` bytes, in which every block is NaN when it changes hands.
+
+    So a value read before it is written, or after its memory has gone to another, shows.
+    """
+    gc.collect()
+    blocks, pool = Blocks(), workspace._Pool()
+    take = pool._take
+
+    def watched_take(nbytes: int) -> np.ndarray:
+        block = take(nbytes)
+        known = blocks.alive.get(id(block))
+        if known is None or known() is not block:
+            blocks.alive[id(block)] = weakref.ref(block)
+            blocks.fresh += 1
+        block.fill(255)
+        blocks.in_use += 1
+        blocks.most_in_use = max(blocks.most_in_use, blocks.in_use)
+        return block
+
+    class Returned(list[Any]):
+        def append(self, watch: Any) -> None:
+            watch.block.fill(255)
+            blocks.in_use -= 1
+            super().append(watch)
+
+    with (
+        mock.patch.object(pool, "_take", watched_take),
+        mock.patch.object(pool, "returned", Returned()),
+        mock.patch.object(workspace, "_pool", pool),
+        mock.patch.object(workspace, "LEAST", least),
+    ):
+        yield blocks
+        gc.collect()

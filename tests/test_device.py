@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import device_double
 import numpy as np
 import pytest
 from helpers import filled, refuses
+from small_model import cut_for
 
 import minidl
 
@@ -83,6 +85,27 @@ def test_a_training_run_gives_what_numpy_gives_and_never_waits(
     for name, wanted in host_optimizer.state_dict().items():
         got = optimizer.state_dict()[name]
         np.testing.assert_allclose(got, wanted, rtol=100 * tolerance, atol=tolerance, err_msg=name)
+
+
+def test_the_hosts_threads_leave_a_device_alone(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs one kernel after the other whoever asks, so a cut only makes more of them, and smaller ones."""
+    matmul, products = cupy.matmul, []
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        products.append(threading.current_thread())
+        return matmul(*arguments, **keywords)
+
+    monkeypatch.setattr(cupy, "matmul", counted)
+    counts, losses = [], []
+    for n in (1, 3):
+        products.clear()
+        with cut_for(n):
+            model = Model("cupy", "float64")
+            losses.append([float(loss) for loss in train(model, minidl.Adam(model.parameters()), 2, "cupy")])
+        assert set(products) == {threading.current_thread()}
+        counts.append(len(products))
+    assert counts[0] == counts[1] > 0
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-12)
 
 
 def test_reading_the_loss_waits_once(cupy: Any) -> None:
@@ -377,3 +400,33 @@ def test_the_double_is_as_strict_as_it_says(cupy: Any) -> None:
         float(device[0]), int(device[0]), device[device > 1]
     assert cupy.syncs == ["bool", "float", "int", "mask"]
     assert np.isnan(cupy.empty(3).get()).all()
+    for first, second in zip(*[cupy.zeros((2, 3)) for _ in range(2)], strict=True):
+        first[...], second[0] = 1, 2  # views of rows that go at once
+    stack, matrix = cupy.asarray(np.ones((4, 3, 2))), cupy.asarray(np.ones((5, 3)))
+    for bad, error in (
+        (lambda: cupy.matmul(matrix, stack, out=cupy.empty((1, 4, 5, 2))), ValueError),
+        (lambda: cupy.matmul(matrix, host), TypeError),
+        (lambda: cupy.dot(matrix, device[:3], out=cupy.empty(6)), ValueError),
+        (lambda: cupy.dot(matrix, device[:3], out=cupy.empty((5, 2))[:, 0]), ValueError),
+        (lambda: cupy.dot(matrix, device[:3], out=cupy.empty(5, np.float32)), ValueError),
+        (lambda: stack.sum(axis=0, out=cupy.empty((4, 3, 2))), ValueError),
+        (lambda: iter(device.sum()), TypeError),
+        (lambda: cupy.ascontiguousarray(host), TypeError),
+    ):
+        with pytest.raises(error):
+            bad()
+    wide = cupy.zeros((4, 9, 2))
+    cupy.matmul(matrix, stack, out=wide[:, 2:7])  # an `out` of any strides is right
+    assert (wide.get() == np.repeat([0, 3, 0], [2, 5, 2])[:, None]).all()
+    raised: list[str] = []
+
+    def elsewhere() -> None:
+        try:
+            cupy.tanh(device)
+        except RuntimeError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert len(raised) == 1 and "current device" in raised[0]

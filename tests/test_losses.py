@@ -10,6 +10,7 @@ import pytest
 from helpers import directional_derivative, filled, refuses, relative_error, snapshot
 from hypothesis import given
 from hypothesis import strategies as st
+from small_model import cut_for
 
 import minidl
 from minidl import losses
@@ -97,15 +98,27 @@ def test_a_constant_added_to_a_row_changes_nothing() -> None:
     assert relative_error(moved, loss) < 1e-14 and relative_error(dmoved, dlogits) < 1e-13
 
 
-@given(rows=st.integers(1, 12), classes=st.integers(1, 9), width=st.integers(1, 4), block=st.integers(1, 5))
-def test_the_fused_loss_is_the_textbooks(rows: int, classes: int, width: int, block: int) -> None:
+@given(
+    rows=st.integers(1, 12),
+    classes=st.integers(1, 9),
+    width=st.integers(1, 4),
+    block=st.integers(1, 5),
+    strip=st.integers(0, 4),
+    scale=st.sampled_from([0.1, 1.0, 300.0]),
+    n=st.integers(1, 4),
+)
+def test_the_fused_loss_is_the_textbooks(
+    rows: int, classes: int, width: int, block: int, strip: int, scale: float, n: int
+) -> None:
+    """With blocks and strips of any number of rows, more threads than rows, and logits that need a shift."""
     rng = np.random.default_rng([rows, classes, width])
-    layer = filled(minidl.LinearCrossEntropy(width, classes, dtype="float64"))
+    layer = filled(minidl.LinearCrossEntropy(width, classes, dtype="float64"), scale=scale)
     x, targets = rng.normal(size=(rows, width)), rng.integers(0, classes, rows)
     logits = x @ layer.weight.data.T + layer.bias.data
     loss, dlogits = minidl.softmax_cross_entropy(logits, targets)
-    with pytest.MonkeyPatch.context() as patch:
+    with cut_for(n), pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "BLOCK_BYTES", block * classes * 8)
+        patch.setattr(losses, "STRIP_BYTES", strip * classes * 8)
         fused, dx = layer.forward_backward(x, targets)
         alone = layer(x, targets)
     for got, expected in (
@@ -116,7 +129,135 @@ def test_the_fused_loss_is_the_textbooks(rows: int, classes: int, width: int, bl
         (layer.bias.grad, dlogits.sum(axis=0)),
         (layer.logits(x), logits),
     ):
-        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-14 * max(1, scale))
+
+
+def reference(layer: minidl.LinearCrossEntropy, x: np.ndarray, targets: Any, total: float) -> dict[str, np.ndarray]:
+    """The textbook, in float64, from the same values."""
+    x, weight, bias = (array.astype(np.float64) for array in (x, layer.weight.data, layer.bias.data))
+    logits = x @ weight.T + bias
+    logits -= logits.max(axis=1, keepdims=True)
+    dlogits = np.exp(logits)
+    sums = dlogits.sum(axis=1, keepdims=True)
+    rows = np.arange(len(x))
+    loss = (np.log(sums[:, 0]) - logits[rows, targets]).sum() / total
+    dlogits /= sums
+    dlogits[rows, targets] -= 1
+    dlogits /= total
+    return {"loss": loss, "dx": dlogits @ weight, "weight": dlogits.T @ x, "bias": dlogits.sum(axis=0)}
+
+
+def fused(layer: minidl.LinearCrossEntropy, x: np.ndarray, targets: Any, total: float) -> dict[str, np.ndarray]:
+    """The same by the layer; its loss alone must be the loss with the gradients."""
+    for parameter in layer.parameters():
+        parameter.grad[...] = 0
+    loss, dx = layer.forward_backward(x, targets, total)
+    np.testing.assert_allclose(layer(x, targets, total), loss, rtol=1e-12, equal_nan=True)
+    return {"loss": loss, "dx": dx, "weight": layer.weight.grad.copy(), "bias": layer.bias.grad.copy()}
+
+
+def equals_the_reference(
+    layer: minidl.LinearCrossEntropy, x: np.ndarray, targets: Any, tolerance: float, total: float | None = None
+) -> None:
+    total = len(x) if total is None else total
+    expected, found = reference(layer, x, targets, total), fused(layer, x, targets, total)
+    for name, value in expected.items():
+        assert np.isfinite(found[name]).all(), name
+        assert relative_error(found[name], value) < tolerance, name
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-13)])
+@pytest.mark.parametrize("where", ["x", "weight", "bias"])
+@pytest.mark.parametrize("largest", [30, 1000, 30_000])
+def test_huge_logits_lose_nothing(largest: int, where: str, dtype: str, tolerance: float) -> None:
+    """Integers, so that float32 has the logits exactly and only softmax can be inexact."""
+    rng = np.random.default_rng(0)
+    layer = minidl.LinearCrossEntropy(4, 12, dtype=dtype)
+    x = rng.integers(-3, 4, (9, 4)).astype(dtype)
+    for parameter in layer.parameters():
+        parameter.data[...] = rng.integers(-3, 4, parameter.data.shape)
+    {"x": x, "weight": layer.weight.data, "bias": layer.bias.data}[where][...] *= largest // 3
+    assert abs(layer.logits(x)).max() >= largest // 3
+    equals_the_reference(layer, x, rng.integers(0, 12, 9), tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-6), ("float64", 1e-13)])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("nearness", [0.5, 0.99, 1 - 1e-6, 1.0, 1 + 1e-6, 1.01, 1.4, 1.5, 2.0])
+@pytest.mark.parametrize("total", [1.0, 3e5])
+def test_logits_near_the_limit_of_what_is_not_shifted(
+    nearness: float, sign: int, total: float, dtype: str, tolerance: float
+) -> None:
+    """All logits of a row at one end, many classes: sums of 1e29 or 1e-23."""
+    rng, far, targets = np.random.default_rng(0), nearness * losses.SAFE - 1.5, np.arange(40) * 70
+    layer = minidl.LinearCrossEntropy(2, 3000, dtype=dtype)
+    layer.weight.data[...] = np.column_stack([np.full(3000, sign), rng.uniform(-1, 1, 3000)])
+    x = np.column_stack([np.full(40, far), rng.uniform(-1, 1, 40)]).astype(dtype)
+    layer.bias.data[...] = 0
+    equals_the_reference(layer, x, targets, tolerance, total)
+    layer.bias.data[...] = sign * far
+    x[:, 0] = 0
+    equals_the_reference(layer, x, targets, tolerance, total)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-6), ("float64", 1e-13)])
+@pytest.mark.parametrize("mask", [-1e9, -1e4, -100.0, -np.inf])
+def test_a_class_that_its_bias_rules_out_has_no_share(mask: float, dtype: str, tolerance: float) -> None:
+    rng = np.random.default_rng(0)
+    layer = filled(minidl.LinearCrossEntropy(4, 8, dtype=dtype))
+    layer.bias.data[[2, 5]] = mask
+    x, targets = rng.normal(size=(9, 4)).astype(dtype), rng.choice([0, 1, 3, 4, 6, 7], 9)
+    equals_the_reference(layer, x, targets, tolerance)
+    found = fused(layer, x, targets, 9)
+    assert abs(found["weight"][[2, 5]]).max() < 1e-30 and abs(found["bias"][[2, 5]]).max() < 1e-30
+    assert mask < -200 or found["bias"][2] > 0
+    if mask > -np.inf:  # asked for all the same: the loss is what the mask costs
+        assert relative_error(fused(layer, x, [2] * 9, 9)["loss"], -mask) < 0.1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["x", "weight", "bias"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_is_not_finite_never_gives_a_finite_loss(n: int, dtype: str, where: str, value: float) -> None:
+    """But where it should: a class of logit -inf has no share."""
+    rng = np.random.default_rng(0)
+    for place in range(4):
+        layer = filled(minidl.LinearCrossEntropy(4, 8, dtype=dtype))
+        x, targets = rng.normal(size=(9, 4)).astype(dtype), rng.integers(0, 8, 9)
+        {"x": x, "weight": layer.weight.data, "bias": layer.bias.data}[where][place] = value
+        with np.errstate(all="ignore"), cut_for(n):
+            expected = reference(layer, x, targets, 9)
+            found = fused(layer, x, targets, 9)
+        assert np.isfinite(found["loss"]) == np.isfinite(expected["loss"]), place
+        assert where == "bias" or not np.isfinite(found["loss"])
+        for name, values in expected.items():
+            assert not np.isfinite(found[name][~np.isfinite(values)]).any(), (place, name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bias", [0.0, 50.0, -50.0, 1e4])
+def test_one_class_costs_nothing(bias: float, dtype: str) -> None:
+    layer = filled(minidl.LinearCrossEntropy(3, 1, dtype=dtype))
+    layer.bias.data[...] = bias
+    found = fused(layer, X.astype(dtype), [0] * 7, 7)
+    tolerance = 100 * np.finfo(dtype).eps
+    assert all(abs(values).max() < tolerance for values in map(np.asarray, found.values()))
+
+
+def test_float32_is_as_exact_as_float32_can_be() -> None:
+    """At a size like a report's: 500 rows of 64 units, 700 classes, in strips and blocks and two threads."""
+    rng = np.random.default_rng(0)
+    layer = filled(minidl.LinearCrossEntropy(64, 700), scale=0.2)
+    x, targets = rng.uniform(-1, 1, (500, 64)).astype(np.float32), rng.integers(0, 700, 500)
+    expected = reference(layer, x, targets, 500)
+    with cut_for(2), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "BLOCK_BYTES", 130 * 700 * 4)
+        patch.setattr(losses, "STRIP_BYTES", 17 * 700 * 4)
+        found = fused(layer, x, targets, 500)
+    assert relative_error(found["loss"], expected["loss"]) < 1e-7
+    for name in ("dx", "weight", "bias"):
+        assert relative_error(found[name], expected[name]) < 2e-6, name
 
 
 def test_parts_of_a_batch_add_up_to_the_whole() -> None:

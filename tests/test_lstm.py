@@ -241,7 +241,11 @@ def test_inference_equals_forward_and_nothing_is_written_on_the_layer() -> None:
     for c in CASES.values():
         attributes, before = vars(c.lstm).copy(), snapshot(c.lstm, c.x, c.state)
         (y, state), _ = c.lstm.forward(c.x, c.sizes, c.state)
-        assert snapshot(c.lstm(c.x, c.sizes, c.state)) == snapshot((y, state))
+        inferred = c.lstm(c.x, c.sizes, c.state)
+        if len(c.sizes) > 1:
+            assert snapshot(inferred) == snapshot((y, state))
+        for found, expected in zip([inferred[0], *inferred[1]], [y, *state], strict=True):  # a single step's own way
+            assert relative_error(found, expected) < 1e-14
         assert vars(c.lstm) == attributes and snapshot(c.lstm, c.x, c.state) == before
 
 
@@ -293,7 +297,7 @@ def test_what_a_caller_keeps_stays_valid() -> None:
     c = CASES["ragged"]
     kept = [(values, values.copy()) for values in run(c).values()]
     (y, (h, cell)), cache = c.lstm.forward(c.x, c.sizes, c.state)
-    kept += [(view, view.copy()) for view in (y[3:5], h[1:], cell[:, 2:], cache.gates[4:6], cache.cells[-1:])]
+    kept += [(view, view.copy()) for view in (y[3:5], h[1:], cell[:, 2:], cache.gates[:, 4:6], cache.cells[-1:])]
     del y, h, cell, cache
     for number in range(10):
         run(c._replace(x=np.full_like(c.x, number)))

@@ -167,21 +167,22 @@ def rows() -> list[Row]:
     layer, rng = layer_and_rng()
     x = rng.normal(size=(ROWS, INPUTS))
     h_before, c_before = rng.normal(size=(2, ROWS, H))
-    gates = x @ layer.weight_ih.data.T + h_before @ layer.weight_hh.data.T + layer.bias.data
-    h, c = h_before.copy(), c_before.copy()
-    cell_forward(gates, h, c)
+    z = x @ layer.weight_ih.data.T + h_before @ layer.weight_hh.data.T + layer.bias.data
+    gates = z.reshape(ROWS, 4, H).transpose(1, 0, 2).copy()  # (4, ROWS, H)
+    h, c = np.empty((2, ROWS, H))
+    cell_forward(gates, c_before, c, h)
 
     slope = gates * (1 - gates)
-    slope[:, 2 * H : 3 * H] = 1 - gates[:, 2 * H : 3 * H] ** 2
+    slope[GATES.index("g")] = 1 - gates[GATES.index("g")] ** 2
     by_cell: dict[str, list[np.ndarray]] = {name: [] for name in (*GATES, "c", "c_before")}
     for unit in range(H):
-        dh, dc, dz = np.zeros((ROWS, H)), np.zeros((ROWS, H)), np.empty((ROWS, 4 * H))
+        dh, dc, dz = np.zeros((ROWS, H)), np.zeros((ROWS, H)), np.empty((4, ROWS, H))
         dh[:, unit] = 1
         cell_backward(gates, c_before, c, dh, dc, dz)
         for number, gate in enumerate(GATES):
-            by_cell[gate].append((dz / slope)[:, number * H : (number + 1) * H])
+            by_cell[gate].append((dz / slope)[number])
         by_cell["c_before"].append(dc)
-        by_cell["c"].append(dc / gates[:, H : 2 * H])
+        by_cell["c"].append(dc / gates[GATES.index("f")])
 
     _, cache = layer.forward(x, [ROWS], (h_before, c_before))
     found = []
@@ -197,7 +198,7 @@ def rows() -> list[Row]:
         jacobians = {name: np.stack(parts) for name, parts in by_layer.items()}
         jacobians |= {name: np.stack([part[row] for part in parts]) for name, parts in by_cell.items()}
         v = {"x": x[row], "h_before": h_before[row], "c_before": c_before[row], **named(layer)}
-        i, f, g, o = np.split(gates[row], 4)
+        i, f, g, o = gates[:, row]
         found.append(Row(v, i, f, g, o, c[row], jacobians))
     return found
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from .. import backend, checks, initializers
 from ..backend import Array, Rng
 from ..layer import Layer
 from ..parameter import create
+from ..workspace import empty
 
 
 class EmbeddingCache(NamedTuple):
@@ -40,7 +43,14 @@ class Embedding(Layer):
     def forward(self, ids: Array) -> tuple[Array, EmbeddingCache]:
         weight = self.weight.data
         ids = checks.ids("ids", ids, self.num_embeddings, like=weight)
-        return weight[ids], EmbeddingCache(ids)
+        if backend.is_device(weight):
+            return weight[ids], EmbeddingCache(ids)
+        y = empty((len(ids), self.embedding_dim), weight)
+        # ids are in range by now; with "clip" NumPy writes into `out` at once
+        return np.take(weight, ids, axis=0, out=y, mode="clip"), EmbeddingCache(ids)
+
+    def __call__(self, ids: Array) -> Array:
+        return self.forward(ids)[0]
 
     def backward(self, dy: Array, cache: EmbeddingCache) -> None:
         """dL/dweight[v] = the sum of dy[n] over all n with ids[n] = v. Ids have no gradient: returns None."""

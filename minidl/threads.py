@@ -1,0 +1,189 @@
+"""Several cores for the work inside a layer.
+
+NumPy lets go of the interpreter's lock while it computes, so plain threads do. A layer cuts its work into tasks
+that write to different places; where sums are kept apart it adds them in the order of the tasks. So a result
+depends on the number of threads, which decides the cuts, but never on which thread was faster.
+
+While tasks run, BLAS is held to one thread: its own threads would fight with these over the cores, and keep
+spinning for a while after each product.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from threadpoolctl import OpenBLASController, ThreadpoolController
+
+T = TypeVar("T")
+Outcome = tuple[Any, Exception | None]  # a task's result, or what it raised
+
+
+def set_num_threads(n: int) -> None:
+    """Use up to `n` threads, at least 1, from now on. The default is the number of cores this process may use."""
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
+        raise TypeError(f"n must be an int, got {type(n).__name__}")
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    _team.resize(int(n))
+
+
+def get_num_threads() -> int:
+    """How many threads a layer uses at most."""
+    return _team.size
+
+
+def worth(work: float, least: float, on: Any) -> int:
+    """Into how many parts to cut `work`: one for each thread, fewer where a part would have less than `least`.
+
+    Work `on` an array of a GPU stays whole: it runs there, in the order of the calling thread.
+    """
+    return int(max(1, min(_team.size, work // least))) if isinstance(on, np.ndarray) else 1
+
+
+def split(length: int, parts: int) -> list[slice]:
+    """range(length) in `parts` nearly equal slices, in fewer where it is shorter."""
+    parts = max(1, min(parts, length))
+    cuts = [length * part // parts for part in range(parts + 1)]
+    return [slice(*cut) for cut in itertools.pairwise(cuts)]
+
+
+def run(tasks: Sequence[Callable[[], T]], parts: int | None = None) -> list[T]:
+    """Call all `tasks`, spread over the threads, or over `parts` of them; their results in order.
+
+    If tasks raise, the error of the first of them is raised once all have ended.
+    """
+    with _blas:
+        parts = min(_team.size, len(tasks), parts or len(tasks))
+        if parts <= 1 or not _team.lock.acquire(blocking=False):
+            # the last: a call from within a task, or from another thread of the user's; the cuts stay the same
+            return [task() for task in tasks]
+        try:
+            return _team.run(tasks, parts)
+        finally:
+            _team.lock.release()
+
+
+class _Team:
+    """The calling thread and size - 1 workers, which start when they are first needed."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.lock = threading.Lock()  # held while the workers are at work
+        self.workers: ThreadPoolExecutor | None = None
+
+    def resize(self, size: int) -> None:
+        with self.lock:
+            if self.workers is not None:
+                self.workers.shutdown()
+            self.size, self.workers = size, None
+
+    def run(self, tasks: Sequence[Callable[[], T]], parts: int) -> list[T]:
+        if self.workers is None:
+            self.workers = ThreadPoolExecutor(self.size - 1, thread_name_prefix="minidl")
+        errors = {"call": np.geterrcall(), **np.geterr()}  # NumPy's settings are the calling thread's own
+        futures: list[Future[list[Outcome]]] = []
+        try:
+            for part in range(1, parts):
+                futures.append(self.workers.submit(_outcomes, tasks[part::parts], errors))
+            outcomes = [_outcomes(tasks[::parts], errors)]
+        except BaseException:  # Ctrl-C, or no thread can be started: no task may work when the caller goes on
+            self.workers.shutdown(cancel_futures=True)
+            self.workers = None
+            raise
+        _wait(futures)
+        outcomes += [future.result() for future in futures]
+        results = []
+        for index in range(len(tasks)):
+            result, error = outcomes[index % parts][index // parts]
+            if error is not None:
+                raise error
+            results.append(result)
+        return results
+
+
+def _outcomes(tasks: Sequence[Callable[[], Any]], errors: Any) -> list[Outcome]:
+    """(result, None) of each task, up to the first that raises: (None, error)."""
+    found: list[Outcome] = []
+    with np.errstate(**errors):
+        for task in tasks:
+            try:
+                found.append((task(), None))
+            except Exception as error:
+                return [*found, (None, error)]
+    return found
+
+
+def _wait(futures: Sequence[Future[Any]]) -> None:
+    try:
+        wait(futures)
+    except BaseException:  # Ctrl-C, which waits no longer than a task takes
+        wait(futures)
+        raise
+
+
+class _Blas:
+    """Holds BLAS to one thread from the first entry to the last exit, in whatever threads those are."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.entered = 0
+        self.controller: ThreadpoolController | None = None
+        self.limits: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.entered += 1
+            if self.entered == 1:
+                if self.controller is None:
+                    self.controller = ThreadpoolController()
+                _take_over()
+                self.limits = self.controller.limit(limits=1, user_api="blas")
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.entered -= 1
+            if self.entered == 0:
+                _take_over()
+                self.limits.restore_original_limits()
+                _take_over()  # leaves it to whoever comes next
+
+
+def _take_over() -> None:
+    """Let this thread set the limit: threadpoolctl, from 3.8 on, ignores all but the first that did and still lives."""
+    if hasattr(OpenBLASController, "clear_controlling_thread"):
+        OpenBLASController.clear_controlling_thread(force=True)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: by its affinity, and by the quota of a container."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("utf-8").split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
+
+
+_team = _Team(usable_cores())
+_blas = _Blas()
+
+
+def _after_fork_in_child() -> None:
+    """A child has none of its parent's threads."""
+    global _team, _blas
+    _team = _Team(_team.size)
+    if _blas.entered:
+        _blas.limits.restore_original_limits()
+    _blas = _Blas()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

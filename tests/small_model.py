@@ -1,0 +1,112 @@
+"""A model of all layers, small enough for any test, and its training cut for a number of threads.
+
+Child processes import this file too, so it needs neither pytest nor hypothesis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+import minidl
+from minidl import backend, losses, optimizers, threads
+from minidl.layers import lstm
+
+TOKENS, WIDTH, HIDDEN = 11, 5, 6
+RAGGED = [7, 6, 6, 4, 3, 3, 2, 1, 1]
+RECTANGULAR = [5] * 6
+
+
+@contextlib.contextmanager
+def number_of_threads(n: int) -> Iterator[None]:
+    """`n` threads within the block, and as many as before after it."""
+    before = threads.get_num_threads()
+    threads.set_num_threads(n)
+    try:
+        yield
+    finally:
+        threads.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def cut_for(n: int) -> Iterator[None]:
+    """`n` threads, and everything that is cut for threads or blocks is cut at sizes as small as these."""
+    with contextlib.ExitStack() as stack:
+        for module in (backend, lstm, losses, optimizers):
+            names = [name for name in vars(module) if name.startswith("LEAST")]
+            assert names, f"{module.__name__} has no threshold"
+            for name in names:
+                stack.enter_context(mock.patch.object(module, name, 1))
+        for module, name, value in (
+            (lstm, "BLOCK_ROWS", 9),
+            (losses, "BLOCK_BYTES", 3 * TOKENS * 8),
+            (losses, "STRIP_BYTES", 2 * TOKENS * 8),
+            (optimizers, "BLOCK", 16),
+        ):
+            stack.enter_context(mock.patch.object(module, name, value))
+        stack.enter_context(number_of_threads(n))
+        yield
+
+
+class Model(minidl.Layer):
+    """Embedding, two LSTMs with a dropout before each, and the head."""
+
+    def __init__(self, dtype: str = "float64", sizes: tuple[int, int, int] = (TOKENS, WIDTH, HIDDEN)) -> None:
+        options: Any = {"dtype": dtype}
+        tokens, width, hidden = sizes
+        self.embedding = minidl.Embedding(tokens, width, rng=0, **options)
+        self.dropouts = [minidl.Dropout(0.25, rng=seed, **options) for seed in (1, 2)]
+        self.lstms = [minidl.LSTM(width, hidden, rng=3, **options), minidl.LSTM(hidden, hidden, rng=4, **options)]
+        self.head = minidl.LinearCrossEntropy(hidden, tokens, rng=5, **options)
+
+    def forward_backward(self, ids: np.ndarray, sizes: list[int], targets: np.ndarray, step: int) -> tuple[Any, Any]:
+        """(loss, the gradient that reaches the embedding)."""
+        x, embedded = self.embedding.forward(ids)
+        caches = []
+        for dropout, layer in zip(self.dropouts, self.lstms, strict=True):
+            dropped, mask = dropout.forward(x, step)
+            (x, _), walked = layer.forward(dropped, sizes)
+            caches.append((mask, walked))
+        loss, dx = self.head.forward_backward(x, targets)
+        for dropout, layer, (mask, walked) in reversed(list(zip(self.dropouts, self.lstms, caches, strict=True))):
+            dx = dropout.backward(layer.backward(dx, walked)[0], mask)
+        self.embedding.backward(dx, embedded)
+        return loss, dx
+
+
+def batch(lengths: list[int], tokens: int = TOKENS, seed: int = 0) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """(ids, batch_sizes, targets) of random tokens."""
+    rng = np.random.default_rng(seed)
+    packed = minidl.pack([rng.integers(0, tokens, length) for length in lengths])
+    return packed.data, packed.batch_sizes, rng.integers(0, tokens, len(packed.data))
+
+
+def gradients(model: Model, lengths: list[int], step: int = 0) -> dict[str, np.ndarray]:
+    """All that one forward and backward pass gives, by name."""
+    for parameter in model.parameters():
+        parameter.grad[...] = 0
+    loss, dx = model.forward_backward(*batch(lengths, model.head.num_classes), step)
+    return {"loss": np.asarray(loss), "dx": dx, **{name: p.grad.copy() for name, p in model.named_parameters()}}
+
+
+def train(
+    model: Model, lengths: list[int], steps: int = 3, make: Callable[[Any], Any] = minidl.Adam
+) -> list[np.ndarray]:
+    """The losses and norms of some clipped steps, and the weights and optimizer's state after them."""
+    optimizer = make(model.parameters())
+    found = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        data, sizes, targets = batch(lengths, model.head.num_classes, seed=step)
+        loss, dx = model.forward_backward(data, sizes, targets, step)
+        found += [np.asarray(loss), dx, np.asarray(minidl.clip_grad_norm(model.parameters(), 0.5))]
+        optimizer.step()
+    return found + [p.data for p in model.parameters()] + list(optimizer.state.values())
+
+
+def bits(arrays: list[np.ndarray]) -> list[bytes]:
+    return [np.asarray(array).tobytes() for array in arrays]
