@@ -37,7 +37,7 @@ def each(program: str, option: str, *values: str) -> list[tuple[str, tuple[str, 
 
 WRONG = [
     *each("train", "--files", "59", *BAD_NUMBERS),
-    *[case for name in ("epochs", "patience", "batch-size", "hidden-size", "embedding-size")
+    *[case for name in ("epochs", "patience", "batch-size", "hidden-size", "embedding-size", "max-vocabulary")
       for case in each("train", f"--{name}", *BAD_NUMBERS)],
     *each("train", "--lr", *NOT_POSITIVE),
     *each("train", "--clip", *NOT_POSITIVE),
@@ -99,6 +99,7 @@ def test_what_no_program_knows(here: Path, program: str, arguments: tuple[str, .
     [
         ("--files", "3"),
         ("--text", "mine.txt"),
+        ("--max-vocabulary", "3600"),
         ("--batch-size", "32"),
         ("--hidden-size", "8"),
         ("--embedding-size", "8"),

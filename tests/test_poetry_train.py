@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from poetry_helpers import (
     tree,
     write_corpus,
 )
+from train import default_task, parse_arguments
+from vocabulary import Vocabulary
 
 import minidl
 
@@ -248,6 +251,41 @@ def test_the_vocabulary_is_of_the_training_part_alone(here: Path, monkeypatch: p
     (here / "mine.txt").write_text("\n".join([*pseudo_poems(300, seed=1), *lines]), encoding="utf-8")
     vocabulary = settings_of(monkeypatch, "--text", "mine.txt", *SMALL)["task"].vocabulary
     assert [character for character in "戊己庚辛壬癸" if character in vocabulary] == [*"戊己庚"]
+
+
+def test_max_vocabulary_keeps_the_most_frequent_characters(corpus_folder: Path, here: Path) -> None:
+    outcome = train(corpus_folder, "--epochs", 1, "--max-vocabulary", 5, "--out", "a")
+    assert outcome.code == 0, outcome.err
+    assert "vocabulary 8, " in outcome.err and "0.00% unknown" not in outcome.err
+    *_, last = jsonl(here / "a" / "metrics.jsonl")
+    assert last["vocabulary_size"] == 8 and last["unknown_rate"] > 0.2
+    _, vocabulary, facts = load_model(here / "a" / "model.safetensors")
+    everything = Vocabulary.build(corpus.split(pseudo_poems(300))[0])
+    assert vocabulary.tokens == everything.tokens[:8], "three marks and five characters"
+    assert facts["arguments"]["max_vocabulary"] == 5
+
+
+def test_of_a_larger_corpus_nothing_stays_but_its_ids(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held when the vocabulary begins, and when training does, grows by at most 4 bytes a character."""
+    build, held = Vocabulary.build, []
+
+    def spy(*arguments: Any, **options: Any) -> Vocabulary:
+        held.append(tracemalloc.get_traced_memory()[0])
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(Vocabulary, "build", spy)
+    parts = [pseudo_poems(4000, seed) for seed in range(3)]
+    poems = ["".join(lines) for lines in zip(*parts, strict=True)]  # 30 characters each
+    for count in (1000, 4000):
+        (here / "mine.txt").write_text("\n".join(poems[:count]), encoding="utf-8")
+        monkeypatch.setattr(sys, "argv", ["train.py", "--text", "mine.txt"])
+        tracemalloc.start()
+        task = default_task(parse_arguments())
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert task.max_length == 30
+    growth = [(held[place + 2] - held[place]) / (3000 * 30) for place in (0, 1)]
+    assert max(growth) < 4, growth
 
 
 def test_a_text_in_which_no_character_comes_twice_still_ends_well(here: Path) -> None:

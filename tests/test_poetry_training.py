@@ -19,7 +19,7 @@ from poetry_helpers import (
     small_model,
     weights,
 )
-from training import Diverged, Mean, Rows, Task, build_optimizer, evaluate, fit, packed_task
+from training import Diverged, Joined, Mean, Rows, Task, build_optimizer, evaluate, fit, packed_task
 from training import held_out_figures as figures_of_the_test_part
 from verse import write_poems
 from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
@@ -91,6 +91,28 @@ def test_a_batch_is_the_picked_poems_longest_first() -> None:
     assert pairs_of([batch]) == expected_pairs([POEMS[2], POEMS[4], POEMS[1]])
     assert batch.batch_sizes == [3, 3, 2, 2, 1, 1] and batch.real is None
     assert batch.inputs.dtype == batch.targets.dtype == np.int32
+
+
+@pytest.mark.parametrize(("size", "bytes_each"), [(256, 1), (257, 2), (1 << 16, 2), ((1 << 16) + 1, 4)])
+def test_ids_take_no_more_bytes_than_they_need_and_stay_what_they_are(size: int, bytes_each: int) -> None:
+    characters = [chr(0x20000 + place) for place in range(size - 3)]
+    rows = Rows(["".join(characters[-3:])], Vocabulary([BEGIN, END, UNKNOWN, *characters]))
+    assert rows.ids.nbytes == 5 * bytes_each
+    batch = rows.batch(np.array([0]))
+    assert batch.inputs.tolist() == [0, size - 3, size - 2, size - 1]
+    assert batch.targets.tolist() == [size - 3, size - 2, size - 1, 1]
+    assert batch.inputs.dtype == batch.targets.dtype == np.int32
+
+
+def test_joined_poems_are_the_poems() -> None:
+    poems = ["甲乙，丙", "", "月", "𠮷a\n"]
+    joined = Joined(iter(poems))
+    assert len(joined) == 4 and list(joined) == list(joined) == poems
+    assert "月" in joined and "日" not in joined
+    assert list(Joined([])) == [] and len(Joined([])) == 0
+    assert pairs_of([Rows(Joined(POEMS), VOCABULARY).batch(np.arange(5))]) == pairs_of(
+        [Rows(POEMS, VOCABULARY).batch(np.arange(5))]
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 60, 1000])

@@ -27,6 +27,19 @@ def test_a_character_seen_once_is_unknown() -> None:
     assert len(vocabulary) == 7
 
 
+def test_the_most_frequent_characters_alone_are_kept_and_marks_do_not_count() -> None:
+    everything = Vocabulary.build(POEMS).tokens
+    for most in range(1, 4):
+        assert Vocabulary.build(POEMS, most=most).tokens == everything[: 3 + most], "ties: first seen"
+    assert Vocabulary.build(POEMS, marks=(END, UNKNOWN), most=1).tokens == [END, UNKNOWN, "甲"]
+    assert Vocabulary.build(POEMS, most=2).encode("甲。丁丙").tolist() == [3, 4, 2, 2]
+
+
+@pytest.mark.parametrize("most", [None, 4, 5, 10**40])
+def test_a_bound_that_nothing_exceeds_changes_nothing(most: int | None) -> None:
+    assert Vocabulary.build(POEMS, most=most).tokens == Vocabulary.build(POEMS).tokens, "丙 and 月 stay out"
+
+
 def test_a_character_twice_in_one_poem_counts_twice() -> None:
     assert Vocabulary.build(["月月日"]).tokens[3:] == ["月"]
 

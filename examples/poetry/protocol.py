@@ -19,6 +19,7 @@ from vocabulary import END, PAD, UNKNOWN, Vocabulary
 FILES, WIDTH, BATCH_SIZE, EMBEDDING_SIZE, HIDDEN_SIZE = 8, 50, 256, 128, 256
 SETTINGS = {
     "files": FILES,
+    "max_vocabulary": None,
     "schedule": "constant",
     "patience": 1,  # the first epoch that is worse than the one before
     "batch_size": BATCH_SIZE,

@@ -7,6 +7,7 @@ python examples/poetry/train.py --text FILE         your own poems or prose, one
 
 from __future__ import annotations
 
+import gc
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -17,7 +18,7 @@ import corpus
 import numpy as np
 import protocol
 from model import PoemModel, save_model
-from training import Diverged, Task, build_optimizer, fit, held_out_figures, packed_task
+from training import Diverged, Joined, Task, build_optimizer, fit, held_out_figures, packed_task
 from verse import MAX_LENGTH, STARTS, write_poems
 from vocabulary import Vocabulary
 
@@ -27,6 +28,7 @@ from minidl.schedules import Schedule
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.03, "adadelta": 1.0, "sgd": 1.0}
 DEFAULTS = {
     "files": 8,
+    "max_vocabulary": None,
     "schedule": "constant",
     "epochs": 40,
     "patience": 3,
@@ -100,6 +102,7 @@ def parse_arguments() -> Namespace:
     add("--corpus", "a folder with poet.tang.N.json files; without it they are fetched", type=Path, metavar="DIR")
     add("--files", "how many of the 58 Tang files, from the first", type=cli.whole(1, 58))
     add("--text", "train on this UTF-8 text instead, one poem or passage a line", type=Path, metavar="FILE")
+    add("--max-vocabulary", "know only the N most frequent characters", type=cli.whole(1), metavar="N")
     add("--protocol", "the report's experiment, whose settings replace the defaults below", choices=["report"])
     add("--optimizer", "the update rule", default="adam", choices=list(LEARNING_RATES))
     add("--lr", f"learning rate (default: {rates})", type=cli.positive)
@@ -156,6 +159,14 @@ def as_json(args: Namespace) -> dict[str, int | float | str]:
 
 def default_task(args: Namespace) -> Task:
     """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
+    parts = read_parts(args)
+    gc.collect()  # the memory of the strings goes back to the system, before anything that stays settles among them
+    vocabulary = Vocabulary.build(parts[0], most=args.max_vocabulary)
+    return packed_task(parts, vocabulary, args.batch_size)
+
+
+def read_parts(args: Namespace) -> list[Joined]:
+    """The training, validation and test poems; no other string of the corpus lives on."""
     if args.text:
         found = corpus.read_text(args.text)
         pieces = (line[at : at + MAX_PIECE] for line in found.poems for at in range(0, len(line), MAX_PIECE))
@@ -166,9 +177,8 @@ def default_task(args: Namespace) -> Task:
     parts = corpus.split(poems)
     if not all(parts):
         raise cli.UsageError(f"{len(poems)} poems are too few: a training, validation or test part is empty")
-    vocabulary = Vocabulary.build(parts[0])
     cli.note(f"{' / '.join(f'{len(part):,}' for part in parts)} poems to train / validate / test, {counts_text(found)}")
-    return packed_task(parts, vocabulary, args.batch_size)
+    return [Joined(part) for part in parts]
 
 
 def report_task(args: Namespace) -> Task:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,38 +30,59 @@ class Task(NamedTuple):
     max_length: int  # characters of the longest poem
 
 
-class Rows:
-    """Encoded poems in one flat int32 array, each as begin, c1 ... cn, end."""
+class Joined(Collection[str]):
+    """Poems end to end in one string, which is smaller than a list of them and leaves no holes once dropped."""
 
-    def __init__(self, poems: Sequence[str], vocabulary: Vocabulary) -> None:
+    def __init__(self, poems: Iterable[str]) -> None:
+        poems = list(poems)
+        self.text = "".join(poems)
+        self.bounds = np.cumsum([0, *map(len, poems)])
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.text[start:end] for start, end in pairwise(self.bounds))
+
+    def __contains__(self, poem: object) -> bool:
+        return any(poem == mine for mine in self)
+
+
+class Rows:
+    """Encoded poems in one flat array of small ints, each as begin, c1 ... cn, end."""
+
+    def __init__(self, poems: Collection[str], vocabulary: Vocabulary) -> None:
         begin, end = vocabulary.ids[BEGIN], vocabulary.ids[END]
         self.lengths = np.array([len(poem) + 1 for poem in poems])  # targets: the characters and the end
         self.starts = np.cumsum(self.lengths + 1) - (self.lengths + 1)
-        self.ids = np.empty(int(self.lengths.sum()) + len(poems), np.int32)
+        self.ids = np.empty(int(self.lengths.sum()) + len(poems), np.min_scalar_type(len(vocabulary) - 1))
         for poem, start in zip(poems, self.starts, strict=True):
             self.ids[start : start + len(poem) + 2] = [begin, *vocabulary.encode(poem), end]
 
     def batch(self, picked: np.ndarray) -> Batch:
         """The poems `picked`, packed: input begin, c1 ... cn and target c1 ... cn, end."""
-        rows = [self.ids[self.starts[index] : self.starts[index] + self.lengths[index] + 1] for index in picked]
-        inputs, targets = minidl.pack([row[:-1] for row in rows]), minidl.pack([row[1:] for row in rows])
-        return Batch(inputs.data, targets.data, inputs.batch_sizes.tolist())
+        picked = picked[np.argsort(-self.lengths[picked], kind="stable")]
+        times = np.arange(self.lengths[picked[0]])[:, None]
+        alive = times < self.lengths[picked]  # (T, poems)
+        places = (self.starts[picked] + times)[alive]  # time-major, as minidl.pack has them
+        inputs, targets = (self.ids[part].astype(np.int32) for part in (places, places + 1))
+        return Batch(inputs, targets, alive.sum(axis=1).tolist())
 
     def batches(self, batch_size: int, rng: np.random.Generator | int) -> Iterator[Batch]:
         """All poems once, in shuffled batches of like lengths."""
         return (self.batch(picked) for picked in minidl.bucketed_batches(self.lengths, batch_size, rng))
 
 
-def packed_task(parts: Sequence[Sequence[str]], vocabulary: Vocabulary, batch_size: int) -> Task:
+def packed_task(parts: Sequence[Collection[str]], vocabulary: Vocabulary, batch_size: int) -> Task:
     """A Task of (train, validation, test) poems, without a pad anywhere."""
-    train, validation, test = (Rows(part, vocabulary) for part in parts)
+    train, validation, test = rows = [Rows(part, vocabulary) for part in parts]
     return Task(
         vocabulary=vocabulary,
         train=lambda rng: train.batches(batch_size, rng),
         steps=math.ceil(len(train.lengths) / batch_size),
         validation=list(validation.batches(batch_size, 0)),
         test=list(test.batches(batch_size, 0)),
-        max_length=max(len(poem) for part in parts for poem in part),
+        max_length=max(int(part.lengths.max()) for part in rows) - 1,
     )
 
 

@@ -23,10 +23,12 @@ class Vocabulary:
         self.marks = [self.ids[mark] for mark in (BEGIN, END, UNKNOWN, PAD) if mark in self.ids]
 
     @classmethod
-    def build(cls, poems: Iterable[str], marks: Sequence[str] = (BEGIN, END, UNKNOWN)) -> Vocabulary:
-        """`marks`, then all characters seen more than once, by falling frequency (ties: first seen)."""
+    def build(
+        cls, poems: Iterable[str], marks: Sequence[str] = (BEGIN, END, UNKNOWN), most: int | None = None
+    ) -> Vocabulary:
+        """`marks`, then the characters seen more than once, by falling frequency (ties: first seen), at most `most`."""
         counts = Counter(character for poem in poems for character in poem)
-        return cls([*marks, *(character for character, count in counts.most_common() if count > 1)])
+        return cls([*marks, *[character for character, count in counts.most_common() if count > 1][:most]])
 
     def __len__(self) -> int:
         return len(self.tokens)
