@@ -1,0 +1,42 @@
+"""The real poems, as examples/poetry reads, splits and encodes them."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sizes
+from harness import POETRY
+
+sys.path.append(str(POETRY))
+if TYPE_CHECKING:
+    from training import Rows
+BATCH = 256  # poems a step, as train.py takes by default
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--corpus", type=Path, metavar="DIR", help="a folder with the Tang files; else they are fetched"
+    )
+
+
+def import_all() -> None:
+    """What `training_rows` imports, for those who measure what it does besides."""
+    for name in ("train", "training", "vocabulary"):
+        importlib.import_module(name)
+
+
+def training_rows(directory: Path | None, files: int, max_vocabulary: int | None = None) -> tuple[Rows, sizes.Size]:
+    """The training part of the first `files` files, encoded, and the default model's size for it."""
+    import train
+    from training import Rows
+    from vocabulary import Vocabulary
+
+    part = train.read_parts(argparse.Namespace(text=None, corpus=directory, files=files))[0]
+    gc.collect()  # as train.py does
+    vocabulary = Vocabulary.build(part, most=max_vocabulary)
+    return Rows(part, vocabulary), sizes.MODELS["report"]._replace(vocabulary=len(vocabulary), batch=BATCH)

@@ -1,0 +1,93 @@
+"""How long does a training step take, in minidl, PyTorch and JAX, and how much of it is matrix products?
+
+    python benchmarks/train_step.py                  the report's size; --model char and --model word are smaller
+    python benchmarks/train_step.py --check          only hold the sides' losses against each other
+
+The same rectangular work on all sides, in float32: the same weights, random ids and sizes, Adam or SGD, no dropout and
+no clipping. `torch` is PyTorch eager as it comes; `torch-tuned` the same with glibc told to keep freed memory
+(Linux alone); `jax` is compiled; `floor` is the step's matrix products and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import harness
+import sizes
+from processes import Ready, Side
+from results import FLOOR, Question, Ratio
+
+KEEP_MEMORY = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(4 * 2**30))
+
+
+def main() -> None:
+    parser = harness.parser(__doc__, rounds=10)
+    sizes.add_options(parser)
+    parser.add_argument("--check", action="store_true", help="compare the sides' first losses, time nothing")
+    args = parser.parse_args()
+    sides = {
+        "minidl": Side(build_minidl),
+        "torch": Side(build_torch),
+        "torch-tuned": Side(build_torch, KEEP_MEMORY),
+        "jax": Side(build_jax, {"JAX_PLATFORMS": "cpu"}),
+        FLOOR: Side(build_floor, harness.blas_threads(args.threads)),
+    }
+    if sys.platform != "linux":
+        del sides["torch-tuned"]
+    if args.threads:
+        del sides["jax"]  # it has no such setting
+    if args.check:
+        args.rounds = 0
+    ratios = {"ratio_tuned": Ratio("torch-tuned", "minidl"), "share_of_floor": Ratio(FLOOR, "minidl")}
+    question = Question("seconds", "seconds a step", more_is_better=False, peers=("torch", "jax"), ratios=ratios)
+    harness.run(sides, question, args)
+
+
+def ready(step: Callable[[], float]) -> Ready:
+    """Two steps to warm up, whose losses must be the same on all sides: the second is of changed weights."""
+    losses = [step(), step()]
+    return Ready(lambda: {"seconds": harness.median_seconds(step)}, losses)
+
+
+def build_minidl(args: argparse.Namespace) -> Ready:
+    import side_minidl
+
+    import minidl
+
+    if args.threads:
+        minidl.set_num_threads(args.threads)
+    return ready(side_minidl.training_step(sizes.chosen(args)))
+
+
+def build_torch(args: argparse.Namespace) -> Ready:
+    import side_torch
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return ready(side_torch.training_step(sizes.chosen(args)))
+
+
+def build_jax(args: argparse.Namespace) -> Ready:
+    import side_jax
+
+    return ready(side_jax.training_step(sizes.chosen(args)))
+
+
+def build_floor(args: argparse.Namespace) -> Ready:
+    import side_floor
+
+    parts = side_floor.products(sizes.chosen(args)).values()
+
+    def step() -> None:
+        for part in parts:
+            part.run()
+
+    step()
+    return Ready(lambda: {"seconds": harness.median_seconds(step)})
+
+
+if __name__ == "__main__":
+    harness.main(main)
