@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import subprocess
 import sys
 import textwrap
@@ -128,7 +127,6 @@ def reused_memory(least: int = 1) -> Iterator[Blocks]:
 
     So a value read before it is written, or after its memory has gone to another, shows.
     """
-    gc.collect()
     blocks, pool = Blocks(), workspace._Pool()
     take = pool._take
 
@@ -156,4 +154,3 @@ def reused_memory(least: int = 1) -> Iterator[Blocks]:
         mock.patch.object(workspace, "LEAST", least),
     ):
         yield blocks
-        gc.collect()

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 
 import minidl
-from minidl import backend, losses, optimizers, threads
+from minidl import backend, losses, optimizers, sampling, threads
 from minidl.layers import lstm
 
 TOKENS, WIDTH, HIDDEN = 11, 5, 6
@@ -36,7 +36,7 @@ def number_of_threads(n: int) -> Iterator[None]:
 def cut_for(n: int) -> Iterator[None]:
     """`n` threads, and everything that is cut for threads or blocks is cut at sizes as small as these."""
     with contextlib.ExitStack() as stack:
-        for module in (backend, lstm, losses, optimizers):
+        for module in (backend, lstm, losses, optimizers, sampling):
             names = [name for name in vars(module) if name.startswith("LEAST")]
             assert names, f"{module.__name__} has no threshold"
             for name in names:

@@ -58,6 +58,7 @@ CASES = {
     "one sequence": case([4], inputs=1, hidden=3),
     "one step": case([1, 1, 1], hidden=1),
     "spare states": case([4, 2, 1], hidden=3, spare=2),
+    "one step, spare states": case([1, 1], hidden=3, spare=2),
 }
 
 
@@ -247,6 +248,25 @@ def test_inference_equals_forward_and_nothing_is_written_on_the_layer() -> None:
         for found, expected in zip([inferred[0], *inferred[1]], [y, *state], strict=True):  # a single step's own way
             assert relative_error(found, expected) < 1e-14
         assert vars(c.lstm) == attributes and snapshot(c.lstm, c.x, c.state) == before
+
+
+def test_inference_step_by_step_equals_the_whole() -> None:
+    """As a text is written, of which some lines end earlier; every step's output and state are the caller's own."""
+    c = CASES["spare states"]
+    whole, last = c.lstm(c.x, c.sizes, c.state)
+    starts = np.cumsum([0, *c.sizes])
+    state, outputs = c.state, []
+    for t, n in enumerate(c.sizes):
+        y, state = c.lstm(c.x[starts[t] : starts[t + 1]], [n], state)
+        outputs.append((y, y.copy()))
+    for (_, y), rows in zip(outputs, pairwise(starts), strict=True):
+        assert relative_error(y, whole[slice(*rows)]) < 1e-13
+    assert relative_error(state[0], last[0]) < 1e-13 and relative_error(state[1], last[1]) < 1e-13
+    y, (h, cell) = c.lstm(c.x[:3], [3], c.state)
+    kept = snapshot(y, c.state)
+    h[...], cell[...] = 1e6, 1e6
+    assert snapshot(y, c.state) == kept
+    assert all((y == copied).all() for y, copied in outputs)
 
 
 def test_backward_leaves_its_arguments_alone_and_adds() -> None:

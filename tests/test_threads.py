@@ -177,18 +177,19 @@ def test_tasks_run_side_by_side_and_one_of_them_in_the_callers_thread() -> None:
 
 @pytest.mark.parametrize("n", COUNTS)
 @pytest.mark.parametrize("bad", range(4))
-def test_an_error_is_raised_when_no_task_is_at_work_any_more(n: int, bad: int) -> None:
+@pytest.mark.parametrize("error", [LookupError, SystemExit])
+def test_an_error_is_raised_when_no_task_is_at_work_any_more(error: type[BaseException], n: int, bad: int) -> None:
     threads.set_num_threads(n)
     begun, ended = [], []
 
     def task(number: int) -> None:
         begun.append(number)
         if number == bad:
-            raise LookupError(f"task {number}")
-        time.sleep(0.005)
+            raise error(f"task {number}")
+        time.sleep(0.03 if number == bad + 1 else 0.005)
         ended.append(number)
 
-    with pytest.raises(LookupError, match=f"task {bad}"):
+    with pytest.raises(error, match=f"task {bad}"):
         threads.run([partial(task, number) for number in range(4)])
     assert sorted([*ended, bad]) == sorted(begun)
     assert threads.run([partial(int, k) for k in range(9)]) == list(range(9)), "the team goes on"
@@ -416,6 +417,16 @@ def test_blas_has_one_thread_in_whatever_thread_tasks_run(blas: list[int]) -> No
     assert blas_threads() == blas
 
 
+def test_blas_has_one_thread_although_another_thread_has_set_it(blas: list[int]) -> None:
+    threads.set_num_threads(2)
+    threadpool_limits(limits=2, user_api="blas")
+    found = []
+    user = threading.Thread(target=lambda: found.append(threads.run([blas_threads] * 2)))
+    user.start()
+    user.join(10)
+    assert found == [[[1] * len(blas)] * 2] and blas_threads() == blas
+
+
 def test_others_can_set_blas_after_a_run(blas: list[int]) -> None:
     threads.set_num_threads(2)
     threads.run([int, int])
@@ -574,6 +585,16 @@ def test_rows_are_added_the_same_at_every_number_of_threads(ids: list[int], n: i
     np.testing.assert_allclose(target, expected, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("keywords", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.8}], ids=str)
+def test_what_is_sampled_does_not_depend_on_the_number_of_threads(keywords: dict[str, Any], runs: list[int]) -> None:
+    logits, found = np.random.default_rng(0).normal(size=(50, 9)), []
+    for n in COUNTS:
+        with cut_for(n):
+            found.append(minidl.sample(logits, rng=1, **keywords).tolist())
+        assert n == 1 or runs[-1] == n
+    assert found == found[:1] * len(COUNTS)
+
+
 def test_work_of_a_real_size_is_split_by_the_thresholds_as_they_are(blas: list[int], runs: list[int]) -> None:
     lengths = sorted(np.random.default_rng(0).integers(1, 12, 128).tolist(), reverse=True)
     sizes, found = (512, 256, 256), {}
@@ -684,8 +705,8 @@ def test_a_child_forked_while_blas_is_held_to_one_thread_has_all_of_them() -> No
         pid = os.fork()
         if not pid:
             signal.alarm(30)
-            os._exit(10 + max(blas()))
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 12
+            os._exit(7 if [blas(), *threads.run([blas] * 2), blas()] == [{2}, {1}, {1}, {2}] else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
         assert blas() == {1}
         end.set()
         user.join()
