@@ -126,6 +126,13 @@ class Diverged(Exception):
     """The loss or a gradient is not finite any more."""
 
 
+class Progress(tqdm):
+    """A bar that `with` closes. tqdm's own `__del__` fails noisily when Ctrl-C comes while one is being made."""
+
+    def __del__(self) -> None:
+        pass
+
+
 def train_epoch(
     model: PoemModel, schedule: Schedule, batches: Iterable[Batch], clip: float | None, progress: tqdm
 ) -> Mean:
@@ -175,7 +182,7 @@ def fit(
     try:
         for epoch in range(1, epochs + 1):
             started = time.perf_counter()
-            progress = tqdm(total=task.steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet)
+            progress = Progress(total=task.steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet)
             with progress, np.errstate(over="ignore", invalid="ignore"):  # infinities are looked for and told
                 train = train_epoch(model, schedule, task.train(rng), clip, progress)
                 train_loss = train.loss  # read before the clock: a GPU has finished then
