@@ -110,8 +110,7 @@ def build_minidl(args: argparse.Namespace) -> Ready:
 
     import minidl
 
-    if args.threads:
-        minidl.set_num_threads(args.threads)
+    harness.hold(minidl, args)
     (model, vocabulary), rng = minidl_model(), np.random.default_rng(0)
 
     def write(count: int, argmax: bool) -> list[str]:
@@ -125,8 +124,7 @@ def build_torch(args: argparse.Namespace, cell: bool = False) -> Ready:
     import torch
     from torch_generate import write_poems
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    harness.hold(torch, args)
     model = torch_model(cell)
     return ready(lambda count, argmax: write_poems(model, TOKENS, count, LENGTH, TEMPERATURE, argmax), args.at_once)
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import results
@@ -146,6 +147,12 @@ def median_seconds(action: Callable[[], object], seconds: float = 1.0, least: in
         times.append(time.perf_counter() - started)
         total += times[-1]
     return statistics.median(times)
+
+
+def hold(library: ModuleType, args: argparse.Namespace) -> None:
+    """minidl or torch to the threads that --threads asks for."""
+    if args.threads:
+        library.set_num_threads(args.threads)
 
 
 def blas_threads(threads: int | None) -> dict[str, str]:

@@ -53,8 +53,7 @@ def build_minidl(args: argparse.Namespace) -> Ready:
 
     import minidl
 
-    if args.threads:
-        minidl.set_num_threads(args.threads)
+    harness.hold(minidl, args)
     model = PoemModel(size.vocabulary, size.embedding, size.hidden)
     set_weights(model, size)
     optimizer = minidl.Adam(model.parameters(), size.lr)
@@ -74,8 +73,7 @@ def build_torch(args: argparse.Namespace, way: str) -> Ready:
     import side_torch_poems
     import torch
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    harness.hold(torch, args)
     return ready(side_torch_poems.training_step(way, rows, size), rows, args.batches, agree=way != "torch-rows")
 
 

@@ -72,8 +72,7 @@ def build_minidl(args: argparse.Namespace) -> Ready:
 
     import minidl
 
-    if args.threads:
-        minidl.set_num_threads(args.threads)
+    harness.hold(minidl, args)
     watch = Stopwatch()
     step = side_minidl.training_step(sizes.chosen(args), watch.mark)
     step()

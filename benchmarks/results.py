@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from minidl.threads import usable_cores
 
 Figures = dict[str, list[dict[str, float]]]  # by side, one entry a round
 FLOOR = "floor"  # the side that does only what every other must do
@@ -127,11 +128,6 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     return {"cores": usable_cores(), "cpu": cpu_name()}
-
-
-def usable_cores() -> int:
-    """Those that this process may run on, where the system tells."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def cpu_name() -> str:

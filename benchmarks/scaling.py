@@ -54,8 +54,7 @@ def build(args: argparse.Namespace, files: int) -> Ready:
 
     import minidl
 
-    if args.threads:
-        minidl.set_num_threads(args.threads)
+    harness.hold(minidl, args)
     poems.import_all()
     start = memory.now()
     rows, size = poems.training_rows(args.corpus, files, args.max_vocabulary)

@@ -19,11 +19,13 @@ import harness
 import results
 import sizes
 
+from minidl.threads import usable_cores
+
 VALUES = {
     "batch": [16, 32, 64, 128, 256, 512],
     "hidden": [64, 128, 256, 512],
     "vocabulary": [500, 1000, 2000, 4000, 8000, 16_000],
-    "threads": list(range(1, results.usable_cores() + 1)),
+    "threads": list(range(1, usable_cores() + 1)),
 }
 KEPT = ("versions", "cores", "cpu", "rounds", "left_out")
 

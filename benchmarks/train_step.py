@@ -56,8 +56,7 @@ def build_minidl(args: argparse.Namespace) -> Ready:
 
     import minidl
 
-    if args.threads:
-        minidl.set_num_threads(args.threads)
+    harness.hold(minidl, args)
     return ready(side_minidl.training_step(sizes.chosen(args)))
 
 
@@ -65,8 +64,7 @@ def build_torch(args: argparse.Namespace) -> Ready:
     import side_torch
     import torch
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    harness.hold(torch, args)
     return ready(side_torch.training_step(sizes.chosen(args)))
 
 

@@ -270,7 +270,7 @@ def require_finite_grad(params: Sequence[Parameter]) -> None:
 def _square(flat: np.ndarray) -> float:
     """The squared norm; infinite, without NumPy's warning, where a square overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = threads.run([partial(lambda part: np.dot(flat[part], flat[part]), part) for part in _parts(flat)])
+        squares = threads.run([partial(np.dot, flat[part], flat[part]) for part in _parts(flat)])
         return float(sum(squares))
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
 from . import backend, checks
 from .backend import Array
-
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+from .workspace import ALIGNMENT, own_memory
 
 
 class Parameter:
@@ -98,9 +96,8 @@ def flatten(params: Sequence[Parameter]) -> None:
     params = check_parameters(params)
     if len(segments(params)) == 1 and params[0]._home is not None:
         return
-    xp = backend.of(params[0].data)
     offsets, length = layout(params)
-    data, grad = (_aligned_zeros(xp, length, params[0].data.dtype) for _ in range(2))
+    data, grad = (_zeros(length, params[0].data) for _ in range(2))
     for parameter, offset in zip(params, offsets, strict=True):
         place = slice(offset, offset + parameter.data.size)
         for buffer, attribute in ((data, "_data"), (grad, "_grad")):
@@ -154,9 +151,10 @@ def check_parameters(params: Sequence[Parameter]) -> list[Parameter]:
     return params
 
 
-def _aligned_zeros(xp: ModuleType, length: int, dtype: np.dtype) -> Array:
-    if xp is not np:
-        return xp.zeros(length, dtype=dtype)  # a GPU's allocator aligns to 256 bytes or more
-    buffer = np.zeros(length + ALIGNMENT // dtype.itemsize, dtype=dtype)
-    skip = -buffer.ctypes.data % ALIGNMENT // buffer.itemsize
-    return buffer[skip : skip + length]
+def _zeros(length: int, like: Array) -> Array:
+    """Aligned; in memory that is not the work arrays', since it stays for as long as the model."""
+    if backend.is_device(like):
+        return backend.of(like).zeros(length, like.dtype)
+    buffer = own_memory(length * like.dtype.itemsize).view(like.dtype)
+    buffer[...] = 0
+    return buffer

@@ -40,6 +40,7 @@ def sample(
     draws = backend.generator(rng).random((len(logits), 1))
     parts = threads.split(len(logits), threads.worth(logits.size, LEAST, logits))
     tasks = [partial(_sample, logits[part], top[part], temperature, kept, top_p, draws[part]) for part in parts]
+    # drawing for one poem takes less time than a call of `run`, and needs no BLAS that it would hold
     return np.concatenate(threads.run(tasks)) if len(tasks) > 1 else tasks[0]()
 
 

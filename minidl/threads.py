@@ -26,7 +26,10 @@ Outcome = tuple[Any, Exception | None]  # a task's result, or what it raised
 
 
 def set_num_threads(n: int) -> None:
-    """Use up to `n` threads, at least 1, from now on. The default is the number of cores this process may use."""
+    """Use up to `n` threads, at least 1, from now on. The default is the number of cores this process may use.
+
+    It waits for work that is under way, so it is not for calling from within a task.
+    """
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
         raise TypeError(f"n must be an int, got {type(n).__name__}")
     if n < 1:
@@ -180,7 +183,7 @@ def _after_fork_in_child() -> None:
     """A child has none of its parent's threads."""
     global _team, _blas
     _team = _Team(_team.size)
-    if _blas.entered:
+    if _blas.entered and _blas.limits is not None:
         _blas.limits.restore_original_limits()
     _blas = _Blas()
 

@@ -31,9 +31,8 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
     if backend.is_device(like):
         return backend.of(like).empty(shape, like.dtype)
     nbytes = math.prod(shape) * like.dtype.itemsize
-    if nbytes < LEAST:
-        return _aligned(np.empty(nbytes + ALIGNMENT, np.uint8), nbytes).view(like.dtype).reshape(shape)
-    return _pool.lend(nbytes).view(like.dtype).reshape(shape)
+    memory = own_memory(nbytes) if nbytes < LEAST else _pool.lend(nbytes)
+    return memory.view(like.dtype).reshape(shape)
 
 
 def zeros(shape: tuple[int, ...], like: Array) -> Array:
@@ -49,6 +48,11 @@ def with_ones(x: Array) -> Array:
     x1[:, :-1] = x
     x1[:, -1] = 1
     return x1
+
+
+def own_memory(nbytes: int) -> np.ndarray:
+    """Bytes that start on a cache line, outside the pool."""
+    return _aligned(np.empty(nbytes + ALIGNMENT, np.uint8), nbytes)
 
 
 def release() -> None:
@@ -104,7 +108,7 @@ class _Pool:
         if place is not None:
             return self.free.pop(place)
         # Sizes vary with the lengths of the sequences. A larger block takes the place of a smaller one,
-        # so that there never are more blocks than were in use at the same time.
+        # so that of about one size there never are more blocks than were in use at the same time.
         place = self._closest(lambda size: nbytes < 2 * size <= 2 * nbytes, +1)
         if place is not None:
             del self.free[place]

@@ -263,6 +263,13 @@ def test_float32_is_as_exact_as_float32_can_be() -> None:
         assert relative_error(found[name], expected[name]) < 2e-6, name
 
 
+def test_a_huge_total_does_not_overflow_beside_logits_that_are_not_shifted() -> None:
+    layer = minidl.LinearCrossEntropy(2, 3600, rng=0)
+    layer.bias.data[...] = 59.5
+    layer.forward_backward(np.zeros((4, 2), np.float32), np.zeros(4, np.int64), 1e10)
+    assert relative_error(layer.bias.grad[1:] * 1e10, np.full(3599, 4 / 3600)) < 1e-5
+
+
 def test_parts_of_a_batch_add_up_to_the_whole() -> None:
     whole, parts = head(), head()
     loss, dx = whole.forward_backward(X, TARGETS)

@@ -12,7 +12,8 @@ import pytest
 from helpers import filled, refuses, snapshot
 
 import minidl
-from minidl.parameter import ALIGNMENT, segments
+from minidl.parameter import segments
+from minidl.workspace import ALIGNMENT
 
 SHAPES = [(3, 5), (7,), (1, 1), (4, 4), (16,)]
 

@@ -50,6 +50,7 @@ class Embedding(Layer):
         return np.take(weight, ids, axis=0, out=y, mode="clip"), EmbeddingCache(ids)
 
     def __call__(self, ids: Array) -> Array:
+        # at once, and not by way of the base's search for a Dropout: this is called for every character written
         return self.forward(ids)[0]
 
     def backward(self, dy: Array, cache: EmbeddingCache) -> None:
