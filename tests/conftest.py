@@ -2,8 +2,11 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import settings
 
 # Tests multiply small matrices, where threads that wait for each other cost more than they save.
@@ -12,3 +15,29 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "poetry"))
 
 settings.register_profile("suite", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("suite")
+
+
+@pytest.fixture
+def as_many_threads_afterwards() -> Iterator[None]:
+    from small_model import number_of_threads  # not above: NumPy reads the environment when it is imported
+
+    from minidl import get_num_threads
+
+    with number_of_threads(get_num_threads()):
+        yield
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of tasks in every call of `threads.run` from now on."""
+    from minidl import threads
+
+    found: list[int] = []
+    run = threads.run
+
+    def watched(tasks: Any, parts: int | None = None) -> Any:
+        found.append(min(len(tasks), parts or len(tasks)))
+        return run(tasks, parts)
+
+    monkeypatch.setattr(threads, "run", watched)
+    return found
