@@ -78,9 +78,14 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7, help="below 1 plainer, above 1 wilder (default: 0.7)")
     parser.add_argument("--max-length", type=int, default=49, help="characters a poem may have (default: 49)")
     args = parser.parse_args()
-    file = torch.load(args.model, weights_only=True)
-    model = PoemModel(len(file["tokens"]))
-    model.load_state_dict(file["weights"])
+    if args.count < 1 or args.max_length < 1 or not args.temperature > 0:
+        parser.error("--count and --max-length must be at least 1, and --temperature above 0")
+    try:
+        file = torch.load(args.model, weights_only=True)
+        model = PoemModel(len(file["tokens"]))
+        model.load_state_dict(file["weights"])
+    except Exception as error:  # of the system's, or whatever PyTorch raises for a file that is something else
+        parser.error(f"--model {args.model} is no model of this program's ({type(error).__name__})")
     print("\n".join(write_poems(model, file["tokens"], args.count, args.max_length, args.temperature)), flush=True)
 
 
