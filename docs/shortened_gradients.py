@@ -56,10 +56,8 @@ def _candidate_cut(layer: LSTM, cut: bool) -> Iterator[None]:
 
 @contextmanager
 def _cell_road_cut(cut: bool) -> Iterator[None]:
-    def without_road(
-        gates: np.ndarray, c_before: np.ndarray, c: np.ndarray, dh: np.ndarray, dc: np.ndarray, *rest: np.ndarray
-    ) -> None:
-        whole(gates, c_before, c, dh, dc, *rest)
+    def without_road(slopes: np.ndarray, dh_dc: np.ndarray, f: np.ndarray, dh: np.ndarray, dc: np.ndarray) -> None:
+        whole(slopes, dh_dc, f, dh, dc)
         dc[...] = 0
 
     whole = lstm.cell_backward

@@ -32,25 +32,43 @@ def shards(sizes: list[int], parts: int) -> list[slice]:
     return [slice(start, stop) for start, stop in itertools.pairwise(cuts) if start < stop]
 
 
-def blocks(rows: list[slice], limit: int) -> list[dict[int, slice]]:
-    """The time steps in blocks of about `limit` rows: in each, by step, the places of that step's rows."""
-    found: list[dict[int, slice]] = []
-    end = limit
-    for t, of_step in enumerate(rows):
-        n = of_step.stop - of_step.start
-        if end + n > limit:
-            found.append({})
-            end = 0
-        found[-1][t] = slice(end, end + n)
-        end += n
-    return found
+def states(rows: list[slice]) -> tuple[list[slice], list[slice], list[slice]]:
+    """Where the rows of every time step lie once they follow one another, and where their states do.
+
+    (own, before, after): `before` and `after` are places in an array of states that begins with the initial ones.
+    """
+    counts = [of_step.stop - of_step.start for of_step in rows]
+    starts = [0, *itertools.accumulate(counts)]
+    own = [slice(start, start + n) for start, n in zip(starts, counts, strict=False)]
+    after = [slice(counts[0] + here.start, counts[0] + here.stop) for here in own]
+    before = [slice(0, counts[0])]
+    before += [slice(last.start, last.start + n) for last, n in zip(after, counts[1:], strict=False)]
+    return own, before, after
 
 
-def ends(sizes: list[int]) -> list[tuple[slice, slice]]:
-    """(rows, sequences) of those that end, for every time step after which some do."""
-    found, start = [], 0
-    for n, following in itertools.pairwise([*sizes, 0]):
-        if following < n:
-            found.append((slice(start + following, start + n), slice(following, n)))
-        start += n
-    return found
+def blocks(*places: list[slice], limit: int) -> list[range]:
+    """The time steps in ranges of about `limit` rows, in each of which the `places` follow one another."""
+    found, begin, rows = [], 0, 0
+    for t, here in enumerate(places[0]):
+        n = here.stop - here.start
+        gap = t > begin and any(of_steps[t].start != of_steps[t - 1].stop for of_steps in places)
+        if t > begin and (gap or rows + n > limit):
+            found.append(range(begin, t))
+            begin, rows = t, 0
+        rows += n
+    return [*found, range(begin, len(places[0]))]
+
+
+def joined(of_steps: list[slice], steps: range) -> slice:
+    """The places of all `steps` as one, which they are if they follow one another."""
+    return slice(of_steps[steps[0]].start, of_steps[steps[-1]].stop)
+
+
+def ends(rows: list[slice]) -> list[tuple[slice, slice]]:
+    """(places, sequences) of those that end, for every time step after which some do."""
+    counts = [of_step.stop - of_step.start for of_step in rows]
+    return [
+        (slice(of_step.start + following, of_step.stop), slice(following, n))
+        for of_step, n, following in zip(rows, counts, [*counts[1:], 0], strict=True)
+        if following < n
+    ]

@@ -14,6 +14,7 @@ import numpy as np
 
 import minidl
 from minidl import backend, losses, optimizers, sampling, threads
+from minidl.layers import dropout as dropout_layer
 from minidl.layers import lstm
 
 TOKENS, WIDTH, HIDDEN = 11, 5, 6
@@ -36,15 +37,17 @@ def number_of_threads(n: int) -> Iterator[None]:
 def cut_for(n: int) -> Iterator[None]:
     """`n` threads, and everything that is cut for threads or blocks is cut at sizes as small as these."""
     with contextlib.ExitStack() as stack:
-        for module in (backend, lstm, losses, optimizers, sampling):
+        for module in (backend, dropout_layer, lstm, losses, optimizers, sampling):
             names = [name for name in vars(module) if name.startswith("LEAST")]
             assert names, f"{module.__name__} has no threshold"
             for name in names:
                 stack.enter_context(mock.patch.object(module, name, 1))
         for module, name, value in (
             (lstm, "BLOCK_ROWS", 9),
+            (lstm, "STRIP", 4 * HIDDEN),
             (losses, "BLOCK_BYTES", 3 * TOKENS * 8),
             (losses, "STRIP_BYTES", 2 * TOKENS * 8),
+            (dropout_layer, "BLOCK", 16),
             (optimizers, "BLOCK", 16),
         ):
             stack.enter_context(mock.patch.object(module, name, value))

@@ -317,8 +317,9 @@ def test_what_a_caller_keeps_stays_valid() -> None:
     c = CASES["ragged"]
     kept = [(values, values.copy()) for values in run(c).values()]
     (y, (h, cell)), cache = c.lstm.forward(c.x, c.sizes, c.state)
-    kept += [(view, view.copy()) for view in (y[3:5], h[1:], cell[:, 2:], cache.gates[:, 4:6], cache.cells[-1:])]
-    del y, h, cell, cache
+    shard = cache.shards[0]
+    kept += [(view, view.copy()) for view in (y[3:5], h[1:], cell[:, 2:], shard.gates[:, 4:6], shard.cells[-1:])]
+    del y, h, cell, cache, shard
     for number in range(10):
         run(c._replace(x=np.full_like(c.x, number)))
     assert all((view == copied).all() for view, copied in kept)

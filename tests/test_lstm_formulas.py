@@ -24,7 +24,8 @@ import pytest
 
 from minidl import LSTM
 from minidl.layers import lstm
-from minidl.layers.lstm import LSTMCache, State, cell_backward, cell_forward
+from minidl.layers.lstm import LSTMCache, State
+from minidl.layers.lstm_cell import cell_backward, cell_forward, cell_slopes
 
 ROOT = Path(__file__).parents[1]
 H, INPUTS, ROWS = 3, 5, 4
@@ -170,15 +171,17 @@ def rows() -> list[Row]:
     z = x @ layer.weight_ih.data.T + h_before @ layer.weight_hh.data.T + layer.bias.data
     gates = z.reshape(ROWS, 4, H).transpose(1, 0, 2).copy()  # (4, ROWS, H)
     h, c = np.empty((2, ROWS, H))
+    gates[[GATES.index(gate) for gate in "ifo"]] /= 2
     cell_forward(gates, c_before, c, h)
 
     slope = gates * (1 - gates)
     slope[GATES.index("g")] = 1 - gates[GATES.index("g")] ** 2
     by_cell: dict[str, list[np.ndarray]] = {name: [] for name in (*GATES, "c", "c_before")}
     for unit in range(H):
-        dh, dc, dz = np.zeros((ROWS, H)), np.zeros((ROWS, H)), np.empty((4, ROWS, H))
+        (dh, dc, by_c, work), dz = np.zeros((4, ROWS, H)), np.empty((4, ROWS, H))
         dh[:, unit] = 1
-        cell_backward(gates, c_before, c, dh, dc, dz)
+        cell_slopes(gates, c_before, c, dz, by_c, work)
+        cell_backward(dz, by_c, gates[GATES.index("f")], dh, dc)
         for number, gate in enumerate(GATES):
             by_cell[gate].append((dz / slope)[number])
         by_cell["c_before"].append(dc)
@@ -502,13 +505,14 @@ def runs_of(lines: Sequence[str], length: int) -> Iterator[list[str]]:
 
 
 def test_the_documents_code_is_the_codes() -> None:
-    source = stripped((ROOT / "minidl/layers/lstm.py").read_text(encoding="utf-8"))
+    files = ("minidl/layers/lstm_cell.py", "minidl/layers/lstm.py")
+    source = [line for file in files for line in stripped((ROOT / file).read_text(encoding="utf-8"))]
     blocks = re.findall(r"^```python\n(.*?)^```$", document(), flags=re.DOTALL | re.MULTILINE)
     assert len(blocks) > 5
     for block in blocks:
         quoted = stripped(block)
         assert quoted
-        assert quoted in runs_of(source, len(quoted)), f"lstm.py has no such run of lines:\n{block}"
+        assert quoted in runs_of(source, len(quoted)), f"the code has no such run of lines:\n{block}"
 
 
 def test_the_documents_errors_are_the_scripts(script: ModuleType) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from .. import checks
+from .. import checks, threads
 from ..backend import Array, Rng, generator, is_device, of
 from ..layer import Layer
+from ..workspace import empty
+
+LEAST = 2**18  # elements that are worth a thread
+BLOCK = 2**17  # elements at a time: few enough for a cache, many enough that calls cost little
 
 
 class DropoutCache(NamedTuple):
@@ -52,12 +57,17 @@ class Dropout(Layer):
             raise ValueError(
                 f"rows must hold one integer for each of the {x.shape[0]} rows, got {rows.shape} {rows.dtype}"
             )
-        row_keys, unit_keys = _keys(self.seed, step, rows, x.shape[1])
-        bits = _mix(xp.asarray(row_keys)[:, None] ^ xp.asarray(unit_keys)[None, :])
-        keep = bits >= np.uint32(min(round(self.p * 2**32), 2**32 - 1))
-        scale = keep.astype(x.dtype)
-        scale *= 1 / (1 - self.p)
-        return x * scale, DropoutCache(scale)
+        row_keys, unit_keys = (xp.asarray(keys) for keys in _keys(self.seed, step, rows, x.shape[1]))
+        y, scale = empty(x.shape, x), empty(x.shape, x)
+        threshold = np.uint32(min(round(self.p * 2**32), 2**32 - 1))
+
+        def fill(part: slice) -> None:
+            scale[part] = _mix(row_keys[part, None] ^ unit_keys) >= threshold
+            scale[part] *= 1 / (1 - self.p)
+            xp.multiply(x[part], scale[part], out=y[part])
+
+        threads.run([partial(fill, part) for part in _parts(x)], threads.worth(x.size, LEAST, x))
+        return y, DropoutCache(scale)
 
     def __call__(self, x: Array) -> Array:
         return x
@@ -67,7 +77,15 @@ class Dropout(Layer):
         if cache.scale is None:
             return dy
         checks.matrix("dy", dy, cache.scale.shape[1], like=cache.scale, rows=len(cache.scale))
-        return dy * cache.scale
+        dx, xp = empty(dy.shape, dy), of(dy)
+        parts = threads.split(len(dy), threads.worth(dy.size, LEAST, dy))
+        threads.run([partial(xp.multiply, dy[part], cache.scale[part], out=dx[part]) for part in parts])
+        return dx
+
+
+def _parts(x: Array) -> list[slice]:
+    """The rows, in parts whose bits a core's cache holds."""
+    return threads.split(len(x), 1 if is_device(x) else -(-x.size // BLOCK))
 
 
 def _keys(seed: int, step: int, rows: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:

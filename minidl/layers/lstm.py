@@ -7,8 +7,9 @@ For every time step t, with x_t (n, I), h_{t-1} and c_{t-1} (n, H), where n sequ
     c_t  = f * c_{t-1} + i * g
     h_t  = o * tanh(c_t)
 
-`cell_forward` and `cell_backward` are one time step; `LSTM` walks them over a packed batch. The gradient
-is derived line by line in docs/lstm-gradients.md. Source: Hochreiter & Schmidhuber 1997, Gers et al. 2000.
+What is elementwise in one time step, forward and backward, stands in lstm_cell.py; here it is walked through time,
+over a packed batch. The gradient is derived line by line in docs/lstm-gradients.md. Source: Hochreiter &
+Schmidhuber 1997, Gers et al. 2000.
 
 Here the four parts of z lie one after the other, (4, n, H), so that each is one piece of memory: W_ih is seen as
 (4, H, I), W_hh as (4, H, H), and a matrix product of such stacks is four products. Time cannot be split over
@@ -17,10 +18,8 @@ cores, but sequences can: each core walks through time with some of them.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from functools import partial
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -29,84 +28,35 @@ from .. import backend, checks, initializers, packed, threads
 from ..backend import Array, Rng, generator
 from ..layer import Layer
 from ..parameter import create
-from ..workspace import empty, with_ones, zeros
+from ..workspace import empty, zeros
+from .lstm_cell import cell_backward, cell_forward, cell_slopes, halves
 
 BLOCK_ROWS = 1024  # of the time steps whose dL/dz is kept until it is summed into the weights' gradient
+STRIP = 2**16  # elements in each of the ten arrays of which a core's cache should hold all
 LEAST_PRODUCT = 2**24  # multiplications that are worth a thread
 LEAST_STEP = 2**14  # elements of z in one time step that are worth a thread
 
 State = tuple[Array, Array]  # (h, c), each (B, H)
 
 
-def cell_forward(z: Array, c_before: Array, c: Array, h: Array) -> None:
-    """One time step: z (4, n, H) becomes the gates i, f, g, o in place; c and h (n, H) receive c_t and h_t.
+class Shard(NamedTuple):
+    """Some of a batch's sequences, with which one core walks through time. They are packed anew, by themselves."""
 
-    Reads c_{t-1}; h_{t-1} is in z already.
-    """
-    xp = backend.of(z)
-    half, rest = _halves(xp, z.dtype)
-    z *= half  # sigmoid(z) = (1 + tanh(z / 2)) / 2, which cannot overflow; g stays tanh(z)
-    xp.tanh(z, out=z)
-    z *= half
-    z += rest
-    i, f, g, o = z
-    xp.multiply(i, g, out=h)  # h is scratch until the last lines
-    xp.multiply(f, c_before, out=c)
-    c += h
-    xp.tanh(c, out=h)
-    h *= o
-
-
-@functools.cache
-def _halves(xp: ModuleType, dtype: np.dtype) -> tuple[Array, Array]:
-    """(0.5, 0.5, 1, 0.5) for the gates i, f, g, o, and 1 minus that, each (4, 1, 1)."""
-    half = xp.asarray([0.5, 0.5, 1, 0.5], dtype).reshape(4, 1, 1)
-    return half, 1 - half
-
-
-def cell_backward(
-    gates: Array, c_before: Array, c: Array, dh: Array, dc: Array, dz: Array, work: Array | None = None
-) -> None:
-    """The gradient of one time step. Reads gates (4, n, H), c_{t-1}, c_t and dh = dL/dh_t, each (n, H).
-
-    dc comes in as the part of dL/dc_t that flows back from step t+1, and goes out as dL/dc_{t-1}.
-    dz (4, n, H) receives dL/dz_t. `work` (2, n, H) is scratch, made here if there is none.
-
-    Each activation's slope is a product with what is at hand: sigmoid' = s (1 - s) and tanh' = 1 - g^2.
-    """
-    xp = backend.of(gates)
-    i, f, g, o = gates
-    di, df, dg, do = dz
-    tanh_c, part = empty((2, *c.shape), c) if work is None else work
-
-    xp.tanh(c, out=tanh_c)
-    xp.multiply(dh, o, out=part)  # dL/dtanh(c_t) = dh * o
-    xp.multiply(part, tanh_c, out=do)  # dL/do * o = dh * tanh(c_t) * o
-    tanh_c *= do
-    part -= tanh_c
-    dc += part  # dL/dc_t = what came from t+1, plus dh * o * (1 - tanh(c_t)^2)
-    do -= xp.multiply(do, o, out=part)  # dL/dz_o = dL/do * o * (1 - o)
-
-    xp.multiply(dc, i, out=dg)  # dL/dg = dc * i
-    xp.multiply(dg, g, out=di)  # dL/di * i = dc * g * i
-    dg -= xp.multiply(di, g, out=part)  # dL/dz_g = dL/dg * (1 - g^2)
-    di -= xp.multiply(di, i, out=part)  # dL/dz_i = dL/di * i * (1 - i)
-
-    dc *= f  # dL/dc_{t-1} = dc * f: the road that skips all weights
-    xp.multiply(dc, c_before, out=df)  # dL/df * f = dc * c_{t-1} * f
-    df -= xp.multiply(df, f, out=part)  # dL/dz_f = dL/df * f * (1 - f)
+    sequences: slice  # which ones
+    rows: list[slice]  # where they lie in the batch at each time step
+    own: list[slice]  # and where in `gates`
+    before: list[slice]  # where the states that they had before that step lie in `cells`
+    gates: Array  # (4, n, H): i, f, g, o after their activation
+    cells: Array  # (n_0 + n, H): c_0, and c after every step
 
 
 class LSTMCache(NamedTuple):
     """All that `backward` needs; rows are packed, time-major."""
 
-    batch_sizes: list[int]  # T sizes, n_0 >= n_1 >= ...
     x: Array  # (N, I)
     h0: Array  # (B, H)
-    c0: Array  # (B, H)
-    gates: Array  # (4, N, H): i, f, g, o after their activation
-    cells: Array  # (N, H): c after every step
     y: Array  # (N, H): h after every step, the output
+    shards: list[Shard]
 
 
 class LSTM(Layer):
@@ -149,17 +99,11 @@ class LSTM(Layer):
         checks.matrix("x", x, self.input_size, like=self.weight_ih.data)
         sizes = checks.batch_sizes(batch_sizes, len(x))
         h0, c0 = self._state("state", state, sizes[0])
-        N, H = len(x), self.hidden_size
-        cache = LSTMCache(sizes, x, h0, c0, gates=empty((4, N, H), x), cells=empty((N, H), x), y=empty((N, H), x))
-        weight_ih, weight_hh = self._transposed()
-        parts = threads.split(N, threads.worth(cache.gates.size * self.input_size, LEAST_PRODUCT, x))
-        threads.run([partial(_project, x, weight_ih, cache.gates, rows) for rows in parts])
-        threads.run([partial(_walk, weight_hh, cache, shard) for shard in self._shards(sizes)])
-
-        h, c = h0.copy(), c0.copy()
-        for rows, sequences in packed.ends(sizes):
-            h[sequences], c[sequences] = cache.y[rows], cache.cells[rows]
-        return (cache.y, (h, c)), cache
+        y, h, c = empty((len(x), self.hidden_size), x), h0.copy(), c0.copy()
+        weights = self._transposed()
+        shards = [partial(self._walk, x, weights, y, h, c, sequences, sizes) for sequences in self._shards(sizes)]
+        cache = LSTMCache(x, h0, y, threads.run(shards))
+        return (y, (h, c)), cache
 
     def backward(self, dy: Array, cache: LSTMCache, dstate: State | None = None) -> tuple[Array, State]:
         """dx, (dh0, dc0) from dy = dL/dy (N, H) and dstate = (dL/dh, dL/dc) of the final state, each (B, H).
@@ -171,8 +115,7 @@ class LSTM(Layer):
         checks.matrix("dy", dy, H, like=self.weight_ih.data, rows=len(x))
         dh, dc = (part.copy() for part in self._state("dstate", dstate, len(cache.h0), exact=True))  # (B, H)
         dx = empty(x.shape, x)
-        shards = self._shards(cache.batch_sizes)
-        shares = threads.run([partial(self._walk_back, cache, dy, dh, dc, dx, shard) for shard in shards])
+        shares = threads.run([partial(self._walk_back, cache, shard, dy, dh, dc, dx) for shard in cache.shards])
 
         for gate in range(4):
             units = slice(gate * H, (gate + 1) * H)
@@ -182,38 +125,71 @@ class LSTM(Layer):
                 self.bias.grad[units] += dweights[gate, -1]
         return dx, (dh, dc)
 
-    def _walk_back(self, cache: LSTMCache, dy: Array, dh: Array, dc: Array, dx: Array, shard: slice) -> Array:
+    def _walk(
+        self, x: Array, weights: tuple[Array, Array], y: Array, h: Array, c: Array, sequences: slice, sizes: list[int]
+    ) -> Shard:
+        """Forward through time with some `sequences`: fills y, and takes h and c (B, H) to after their last steps.
+
+        weights is [W_ih b]^T (4, I + 1, H) and W_hh^T (4, H, H).
+        """
+        xp, H, rows = backend.of(x), self.hidden_size, packed.steps(sizes, sequences)
+        own, before, after = packed.states(rows)
+        x1 = empty((own[-1].stop, self.input_size + 1), x)  # [x 1]
+        x1[:, -1] = 1
+        for theirs, ours in zip(rows, own, strict=True):
+            x1[ours, :-1] = x[theirs]
+        gates, cells = empty((4, len(x1), H), x), empty((after[-1].stop, H), x)
+        parts = threads.split(len(x1), threads.worth(x1.size * 4 * H, LEAST_PRODUCT, x))
+        threads.run([partial(xp.matmul, x1[part], weights[0], out=gates[:, part]) for part in parts])
+
+        h_t, cells[before[0]] = h[sequences], c[sequences]
+        products = empty((4, *h_t.shape), x)
+        for t, here in enumerate(own):
+            n = here.stop - here.start
+            z = gates[:, here]
+            z += xp.matmul(h_t[:n], weights[1], out=products[:, :n])
+            h_t = y[rows[t]]
+            cell_forward(z, cells[before[t]], cells[after[t]], h_t)  # slices are views: this writes into all three
+        for states, steps, final in ((y, rows, h), (cells, after, c)):
+            for last, ended in packed.ends(steps):
+                final[sequences][ended] = states[last]
+        return Shard(sequences, rows, own, before, gates, cells)
+
+    def _walk_back(self, cache: LSTMCache, shard: Shard, dy: Array, dh: Array, dc: Array, dx: Array) -> Array:
         """Backward through time with the sequences of `shard`: takes dh and dc (B, H) to before the first step.
 
         Fills dx, and returns the gradient of [W_ih W_hh b] as (4, I + H + 1, H): the sum over all rows of
         [x_t h_{t-1} 1]^T dL/dz_t, one product for each block of time steps whose dL/dz a cache still holds.
         """
-        x, y, cells, gates, xp = cache.x, cache.y, cache.cells, cache.gates, backend.of(cache.x)
-        H, rows = self.hidden_size, packed.steps(cache.batch_sizes, shard)
-        weight_hh, blocks = self._stacked()[1], packed.blocks(rows, BLOCK_ROWS)
-        longest = max(here.stop for block in blocks for here in block.values())
+        x, y, H, weight_hh, xp = cache.x, cache.y, self.hidden_size, self._stacked()[1], backend.of(cache.x)
+        sequences, rows, own, _, gates, _ = shard
+        dh, dc = dh[sequences], dc[sequences]
+        blocks = packed.blocks(own, limit=BLOCK_ROWS)
+        longest = max(own[block[-1]].stop - own[block[0]].start for block in blocks)
         inputs = empty((longest, self.input_size + H + 1), x)  # [x_t h_{t-1} 1]
         inputs[:, -1] = 1
-        dz_block, dx_block = empty((4, longest, H), x), empty((longest, self.input_size), x)
-        products, work = empty((4, shard.stop - shard.start, H), x), empty((2, shard.stop - shard.start, H), x)
-        dweights = zeros((4, inputs.shape[1], H), x)
+        dz, (dh_dc, work) = empty((4, longest, H), x), empty((2, longest, H), x)
+        dx_own = empty((longest, self.input_size), x)
+        products, dweights = empty((4, *dh.shape), x), zeros((4, inputs.shape[1], H), x)
 
         for block in reversed(blocks):
-            for t, here in reversed(block.items()):
-                n = here.stop - here.start
-                h_before, c_before = cache.h0[shard][:n], cache.c0[shard][:n]
-                if t > 0:
-                    before = slice(rows[t - 1].start, rows[t - 1].start + n)  # the same n sequences at t-1
-                    h_before, c_before = y[before], cells[before]
-                inputs[here, : self.input_size], inputs[here, self.input_size : -1] = x[rows[t]], h_before
-                dh_t, dc_t, dz = dh[shard][:n], dc[shard][:n], dz_block[:, here]
+            start, end = own[block[0]].start, own[block[-1]].stop
+            here = {t: slice(own[t].start - start, own[t].stop - start) for t in block}
+            for t in block:
+                h_before = y[rows[t - 1]] if t else cache.h0[sequences]
+                n = here[t].stop - here[t].start
+                inputs[here[t], : self.input_size], inputs[here[t], self.input_size : -1] = x[rows[t]], h_before[:n]
+            _fill_slopes(shard, block, dz, dh_dc, work)
+            for t in reversed(block):
+                dz_t, n = dz[:, here[t]], here[t].stop - here[t].start
+                dh_t = dh[:n]
                 dh_t += dy[rows[t]]
-                cell_backward(gates[:, rows[t]], c_before, cells[rows[t]], dh_t, dc_t, dz, work[:, :n])
-                xp.matmul(dz, weight_hh, out=products[:, :n]).sum(axis=0, out=dh_t)  # dL/dh_{t-1} = dL/dz_t W_hh
-            end = max(here.stop for here in block.values())
-            self._add_products(inputs[:end], dz_block[:, :end], dweights, dx_block[:end])
-            for t, here in block.items():
-                dx[rows[t]] = dx_block[here]
+                cell_backward(dz_t, dh_dc[here[t]], gates[1, own[t]], dh_t, dc[:n])  # slopes become dL/dz_t
+                xp.matmul(dz_t, weight_hh, out=products[:, :n]).sum(axis=0, out=dh_t)  # dL/dh_{t-1} = dL/dz_t W_hh
+            n = end - start
+            self._add_products(inputs[:n], dz[:, :n], dweights, dx_own[:n])
+            for t in block:
+                dx[rows[t]] = dx_own[here[t]]
         return dweights
 
     def _add_products(self, inputs: Array, dz: Array, dweights: Array, dx: Array) -> None:
@@ -238,12 +214,17 @@ class LSTM(Layer):
         return self.weight_ih.data.reshape(4, H, -1), self.weight_hh.data.reshape(4, H, H)
 
     def _transposed(self) -> tuple[Array, Array]:
-        """[W_ih b]^T (4, I + 1, H) and W_hh^T (4, H, H), copied: products with them are faster so."""
+        """[W_ih b]^T (4, I + 1, H) and W_hh^T (4, H, H), halved for i, f and o as `cell_forward` wants z.
+
+        Copied because products with them are faster so.
+        """
         weight_ih, weight_hh = self._stacked()
+        xp, half = backend.of(weight_ih), halves(backend.of(weight_ih), weight_ih.dtype)[0]
         with_bias = empty((4, self.input_size + 1, self.hidden_size), weight_ih)
-        with_bias[:, :-1] = weight_ih.transpose(0, 2, 1)
-        with_bias[:, -1] = self.bias.data.reshape(4, -1)
-        return with_bias, backend.of(weight_hh).ascontiguousarray(weight_hh.transpose(0, 2, 1))
+        xp.multiply(weight_ih.transpose(0, 2, 1), half, out=with_bias[:, :-1])
+        xp.multiply(self.bias.data.reshape(4, -1), half[:, 0], out=with_bias[:, -1])
+        recurrent = empty(weight_hh.shape, weight_hh)
+        return with_bias, xp.multiply(weight_hh.transpose(0, 2, 1), half, out=recurrent)
 
     def __call__(
         self, x: Array, batch_sizes: Sequence[int] | np.ndarray, state: State | None = None
@@ -259,8 +240,8 @@ class LSTM(Layer):
         z = x @ self.weight_ih.data.T  # (n, 4H)
         z += h0[:n] @ self.weight_hh.data.T
         z += self.bias.data
-        gates = np.ascontiguousarray(z.reshape(n, 4, -1).transpose(1, 0, 2))  # (4, n, H)
-        cell_forward(gates, c0[:n], c[:n], h[:n])
+        halved = z.reshape(n, 4, -1).transpose(1, 0, 2) * halves(np, z.dtype)[0]  # (4, n, H)
+        cell_forward(halved, c0[:n], c[:n], h[:n])
         return h[:n].copy(), (h, c)
 
     def _shards(self, sizes: list[int]) -> list[slice]:
@@ -283,19 +264,16 @@ class LSTM(Layer):
         return h, c
 
 
-def _project(x: Array, weight_ih: Array, gates: Array, rows: slice) -> None:
-    """z without W_hh h_{t-1}, for the `rows` of all time steps in one product; weight_ih is [W_ih b]^T."""
-    backend.of(x).matmul(with_ones(x[rows]), weight_ih, out=gates[:, rows])
-
-
-def _walk(weight_hh: Array, cache: LSTMCache, shard: slice) -> None:
-    """Forward through time with the sequences of `shard`; weight_hh (4, H, H) is transposed."""
-    sizes, _, h0, c0, gates, cells, y = cache
-    h, c = h0[shard], c0[shard]
-    recurrent = empty((4, *h.shape), h)
-    for rows in packed.steps(sizes, shard):
-        n = rows.stop - rows.start
-        z = gates[:, rows]
-        z += backend.of(h).matmul(h[:n], weight_hh, out=recurrent[:, :n])
-        c_before, c, h = c[:n], cells[rows], y[rows]
-        cell_forward(z, c_before, c, h)  # slices are views: this writes into gates, cells and y
+def _fill_slopes(shard: Shard, block: range, slopes: Array, dh_dc: Array, work: Array) -> None:
+    """`cell_slopes` of the time steps in `block`, in few calls: many small steps at once."""
+    _, _, own, before, gates, cells = shard
+    c = cells[before[0].stop :]
+    tasks, start = [], own[block[0]].start
+    steps = slice(block.start, block.stop)
+    for strip in packed.blocks(own[steps], before[steps], limit=STRIP // gates.shape[2]):
+        rows = packed.joined(own[steps], strip)
+        here = slice(rows.start - start, rows.stop - start)
+        c_before = cells[packed.joined(before[steps], strip)]
+        arrays = gates[:, rows], c_before, c[rows], slopes[:, here], dh_dc[here], work[here]
+        tasks.append(partial(cell_slopes, *arrays))
+    threads.run(tasks, threads.worth(4 * (own[block[-1]].stop - start) * gates.shape[2], LEAST_STEP, gates))
