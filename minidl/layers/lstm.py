@@ -146,6 +146,10 @@ class LSTM(Layer):
         self, x: Array, batch_sizes: Sequence[int] | np.ndarray, state: State | None = None
     ) -> tuple[tuple[Array, State], LSTMCache]:
         """(y, (h, c)), cache. Without `state` both h and c start at zero."""
+        if backend.is_device(self.weight_hh.data):
+            from ..kernels import lstm as device
+
+            return device.forward(self, x, batch_sizes, state)
         checks.matrix("x", x, self.input_size, like=self.weight_ih.data)
         sizes = checks.batch_sizes(batch_sizes, len(x))
         h0, c0 = self._state("state", state, sizes[0])
@@ -167,6 +171,10 @@ class LSTM(Layer):
         Backpropagation through time: from the last step to the first, dL/dh_t is what the loss asks of y_t
         plus what step t+1 hands back through W_hh, and dL/dc_t likewise through the forget gate.
         """
+        if backend.is_device(self.weight_hh.data):
+            from ..kernels import lstm as device
+
+            return device.backward(self, dy, cache, dstate)
         x, H = cache.x, self.hidden_size
         checks.matrix("dy", dy, H, like=self.weight_ih.data, rows=len(x))
         dh, dc = (part.copy() for part in self._state("dstate", dstate, len(cache.h0), exact=True))  # (B, H)
