@@ -89,13 +89,13 @@ def test_a_training_run_gives_what_numpy_gives_and_never_waits(
 
 def test_the_hosts_threads_leave_a_device_alone(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs one kernel after the other whoever asks, so a cut only makes more of them, and smaller ones."""
-    matmul, products = cupy.matmul, []
+    gemm, products = cupy.cublas.gemm, []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
         products.append(threading.current_thread())
-        return matmul(*arguments, **keywords)
+        return gemm(*arguments, **keywords)
 
-    monkeypatch.setattr(cupy, "matmul", counted)
+    monkeypatch.setattr(cupy.cublas, "gemm", counted)
     counts, losses = [], []
     for n in (1, 3):
         products.clear()
@@ -375,6 +375,10 @@ def test_values_from_the_host_are_not_written_into_a_device_array_by_accident() 
     assert minidl.to_host(parameter.data).sum() == 6
 
 
+LAUNCHED = """typedef double real;
+extern "C" __global__ void sum_losses(const real* losses, double* result, long long N, double total) { }"""
+
+
 def test_the_double_is_as_strict_as_it_says(cupy: Any) -> None:
     """Were it lax, the tests above would prove nothing."""
     device, host = cupy.asarray(np.arange(4.0)), np.arange(4.0)
@@ -404,20 +408,33 @@ def test_the_double_is_as_strict_as_it_says(cupy: Any) -> None:
         first[...], second[0] = 1, 2  # views of rows that go at once
     stack, matrix = cupy.asarray(np.ones((4, 3, 2))), cupy.asarray(np.ones((5, 3)))
     for bad, error in (
-        (lambda: cupy.matmul(matrix, stack, out=cupy.empty((1, 4, 5, 2))), ValueError),
-        (lambda: cupy.matmul(matrix, host), TypeError),
-        (lambda: cupy.dot(matrix, device[:3], out=cupy.empty(6)), ValueError),
-        (lambda: cupy.dot(matrix, device[:3], out=cupy.empty((5, 2))[:, 0]), ValueError),
-        (lambda: cupy.dot(matrix, device[:3], out=cupy.empty(5, np.float32)), ValueError),
+        (lambda: cupy.cublas.gemm("N", "T", matrix, matrix, out=cupy.empty((5, 3))), AssertionError),
+        (lambda: cupy.cublas.gemm("N", "T", matrix, matrix, out=cupy.empty((5, 5), np.float32)), AssertionError),
+        (lambda: cupy.cublas.gemm("N", "T", matrix, matrix, out=cupy.empty((5, 6))[:, :5]), AssertionError),
         (lambda: stack.sum(axis=0, out=cupy.empty((4, 3, 2))), ValueError),
         (lambda: iter(device.sum()), TypeError),
         (lambda: cupy.ascontiguousarray(host), TypeError),
     ):
         with pytest.raises(error):
             bad()
-    wide = cupy.zeros((4, 9, 2))
-    cupy.matmul(matrix, stack, out=wide[:, 2:7])  # an `out` of any strides is right
-    assert (wide.get() == np.repeat([0, 3, 0], [2, 5, 2])[:, None]).all()
+    filled = cupy.empty((5, 5))  # NaN, which is not read where nothing is added to it
+    cupy.cublas.gemm("N", "T", matrix, matrix, out=filled)
+    cupy.cublas.gemm("N", "T", matrix, matrix, out=filled, beta=1.0)
+    assert (filled.get() == 6).all()
+    kernel = cupy.RawKernel(LAUNCHED, "sum_losses")
+    losses, result = cupy.asarray(np.arange(4.0)), cupy.zeros(())
+    kernel((1,), (256,), (losses, result, np.int64(4), np.float64(2)))
+    assert float(result) == 3
+    for arguments in (
+        (losses, result, 4, np.float64(2)),
+        (losses, result, np.int32(4), np.float64(2)),
+        (losses, result, np.int64(4), 2.0),
+        (losses.astype(np.float32), result, np.int64(4), np.float64(2)),
+        (matrix[:, 0], result, np.int64(5), np.float64(2)),
+        (losses, result, np.int64(3), np.float64(2)),
+    ):
+        with pytest.raises(AssertionError):
+            kernel((1,), (256,), arguments)
     raised: list[str] = []
 
     def elsewhere() -> None:

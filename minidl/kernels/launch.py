@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import backend
+from .. import backend, checks
 from ..backend import Array
 
 THREADS = 256  # in every block; kernels know it under the same name
@@ -60,6 +60,7 @@ class Kernel:
         """launch(blocks, *numbers) on these arrays; TypeError or ValueError for one that the kernel would misread."""
         assert len(arrays) == len(self.arrays), f"{self.name} takes {len(self.arrays)} arrays, got {len(arrays)}"
         dtype = next(a.dtype for a, p in zip(arrays, self.arrays, strict=True) if p.type == "real" and a is not None)
+        checks.float_dtype(dtype, self.name)
         types = {**_FIXED, "real": dtype.type}
         for array, parameter in zip(arrays, self.arrays, strict=True):
             self._check(array, parameter, np.dtype(types[parameter.type]))
