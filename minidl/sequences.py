@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from . import checks
-from .backend import Array, Rng, generator, of, to_backend
+from .backend import Array, Rng, generator, is_device, of, to_backend
 
 if TYPE_CHECKING:
     from .kernels.embedding import RowsById
@@ -56,16 +56,21 @@ def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
     batch_sizes = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]  # entry t: how many are longer than t
     places = (batch_sizes, order, np.argsort(order, kind="stable"))
     if backend == "cupy" and data.ndim == 1 and data.dtype == np.int32:
-        by_id, (data,) = upload(data)
+        from .kernels import embedding
+
+        by_id, (data,) = embedding.upload(data)
         return PackedSequence(data, *places, by_id)
     return PackedSequence(to_backend(data, backend), *places)
 
 
-def upload(ids: np.ndarray, *others: np.ndarray) -> tuple[RowsById, list[Array]]:
-    """`ids` and `others`, integers (N,) in packed order, on the GPU in one upload, with the order of `ids`.
+def place(ids: np.ndarray, *others: np.ndarray, like: Array) -> tuple[RowsById | None, list[Array]]:
+    """`ids` and `others`, arrays of integers (N,) on the host, beside `like`: (order, [ids, *others]).
 
-    Returns (order, [ids, *others]); `Embedding.forward(ids, order)` needs no further sorting nor checking.
+    For a GPU they are int32 and go there in one upload, together with the order of `ids`, with which
+    `Embedding.forward(ids, order)` needs neither to look at them nor to sort them. On NumPy order is None.
     """
+    if not is_device(like):
+        return None, [ids, *others]
     from .kernels import embedding
 
     return embedding.upload(ids, *others)

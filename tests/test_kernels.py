@@ -168,7 +168,7 @@ def calls_of_a_training_step(cupy: Any, lengths: list[int], layers: int = 1) -> 
     calls: list[str] = []
     for step in range(3):
         cupy.calls.clear(), cupy.syncs.clear()
-        order, (ids, targets) = minidl.sequences.upload(x.data, y.data)
+        order, (ids, targets) = minidl.sequences.place(x.data, y.data, like=model.head.bias.data)
         optimizer.zero_grad()
         model.forward_backward(ids, order, x.batch_sizes, targets, step)
         minidl.clip_grad_norm(optimizer.params, 1.0)

@@ -52,35 +52,41 @@ class PoemModel(minidl.Layer):
 
     def forward_backward(self, batch: Batch, step: int) -> Nats:
         """The batch's nats; adds the gradient of their mean over all N rows to every parameter's."""
-        x, embedding_cache = self.embedding.forward(batch.inputs)  # (N, E)
+        order, (ids, targets, *groups) = self._placed(batch)
+        x, embedding_cache = self.embedding.forward(ids, order)  # (N, E)
         x, first_mask = self.embedding_dropout.forward(x, step)
         (h, _), lstm_cache = self.lstm.forward(x, batch.batch_sizes)  # (N, H)
         h, second_mask = self.lstm_dropout.forward(h, step)
-        nats, dh = self._head_forward_backward(h, batch)
+        nats, dh = self._head_forward_backward(h, targets, groups)
         dh = self.lstm_dropout.backward(dh, second_mask)
         dx, _ = self.lstm.backward(dh, lstm_cache)
         dx = self.embedding_dropout.backward(dx, first_mask)
         self.embedding.backward(dx, embedding_cache)
         return nats
 
-    def _head_forward_backward(self, h: Array, batch: Batch) -> tuple[Nats, Array]:
-        total = len(batch.targets)
-        if batch.real is None:
-            loss, dh = self.head.forward_backward(h, batch.targets)
+    def _head_forward_backward(self, h: Array, targets: Array, groups: list[Array]) -> tuple[Nats, Array]:
+        total = len(targets)
+        if not groups:
+            loss, dh = self.head.forward_backward(h, targets)
             return Nats(loss * total), dh
         dh, nats = minidl.backend.of(h).empty_like(h), []
-        for rows in _rows_of(batch.real):  # apart, so that each has its own sum; the gradient is that of the whole
-            loss, dh[rows] = self.head.forward_backward(h[rows], batch.targets[rows], total)
+        for rows in groups:  # apart, so that each has its own sum; the gradient is that of the whole
+            loss, dh[rows] = self.head.forward_backward(h[rows], targets[rows], total)
             nats.append(loss * total)
         return Nats(*nats), dh
 
     def nats(self, batch: Batch) -> Nats:
         """The batch's nats without dropout and without a gradient."""
-        h, _ = self.lstm(self.embedding(batch.inputs), batch.batch_sizes)
-        if batch.real is None:
-            return Nats(self.head(h, batch.targets, total=1))
-        nats = [self.head(h[rows], batch.targets[rows], total=1) for rows in _rows_of(batch.real)]
-        return Nats(*nats)
+        _, (ids, targets, *groups) = self._placed(batch)
+        h, _ = self.lstm(self.embedding(ids), batch.batch_sizes)
+        if not groups:
+            return Nats(self.head(h, targets, total=1))
+        return Nats(*(self.head(h[rows], targets[rows], total=1) for rows in groups))
+
+    def _placed(self, batch: Batch) -> tuple[Any, list[Array]]:
+        """The inputs' order, and [inputs, targets, rows of real targets, rows of pads], beside the weights."""
+        groups = [] if batch.real is None else _rows_of(batch.real)
+        return minidl.sequences.place(batch.inputs, batch.targets, *groups, like=self.embedding.weight.data)
 
     def next_logits(self, ids: np.ndarray, state: State | None) -> tuple[Array, State]:
         """One step of writing: from the latest ids (B,) and the state to the logits (B, V) of the next ones."""
