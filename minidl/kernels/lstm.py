@@ -151,7 +151,8 @@ def backward(lstm: Any, dy: Array, cache: Any, dstate: State | None) -> tuple[Ar
     checks.matrix("dy", dy, H, like=weight_hh, rows=len(x))
     xp = backend.of(x)
     if dstate is None:
-        dh, dc = xp.zeros((sequences, H), x.dtype), xp.zeros((sequences, H), x.dtype)
+        both = xp.zeros((2, sequences, H), x.dtype)
+        dh, dc = both[0], both[1]
     else:
         dh, dc = (xp.array(part, order="C") for part in lstm._state("dstate", dstate, sequences, exact=True))
     dz, dx = xp.empty(gates.shape, x.dtype), xp.empty(x.shape, x.dtype)
