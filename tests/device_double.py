@@ -129,6 +129,8 @@ class ndarray:
         return _device(self._host.all())
 
     def __getitem__(self, key: Any) -> ndarray:
+        if any(isinstance(part, ndarray) for part in (key if isinstance(key, tuple) else (key,))):
+            calls.append("take")
         return _device(self._host[self._key(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -143,7 +145,6 @@ class ndarray:
             if any(isinstance(part, (np.ndarray, list)) for part in parts):
                 raise TypeError("an index from the host would be uploaded at every use")
             return key
-        calls.append("take")
         indices = []
         for axis, part in enumerate(parts):
             if not isinstance(part, ndarray):

@@ -23,6 +23,8 @@ THREADS = 256  # in every block; kernels know it under the same name
 
 _REAL = {"float32": "float", "float64": "double"}
 _FIXED = {"int": np.int32, "unsigned": np.uint32, "long long": np.int64, "float": np.float32, "double": np.float64}
+# What a product is multiplied by, made once: cublas.gemm would make an array of a number at every call.
+_FACTORS = {dtype: (np.ones((), dtype), np.zeros((), dtype)) for dtype in _REAL}
 
 
 class _Parameter(NamedTuple):
@@ -114,7 +116,8 @@ def product(a: Array, b: Array, out: Array, add: bool = False, transposed: str =
 
     if not out.flags.c_contiguous:
         raise ValueError(f"the product's out must be C-contiguous, got {out.shape} with gaps or in another order")
-    cublas.gemm(*transposed, a, b, out=out, beta=1.0 if add else 0.0)
+    one, zero = _FACTORS[out.dtype.name]
+    cublas.gemm(*transposed, a, b, out=out, alpha=one, beta=one if add else zero)
 
 
 def add_column_sums(x: Array, out: Array) -> None:
