@@ -18,6 +18,7 @@ up in CuPy's reference and added here. It is strict where CuPy is:
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import re
 import sys
@@ -34,6 +35,7 @@ import pytest
 from minidl import backend
 
 syncs: list[str] = []  # what made the host wait, in order
+addresses: set[tuple[int, int]] = set()  # what memory arrays have told the addresses of: from, to
 calls: list[str] = []  # what reached the device, in order: kernels, products, "upload", and the rest
 owner: list[int] = []  # the thread whose current device this is
 
@@ -162,6 +164,12 @@ class _Memory:
 
     def __init__(self, array: ndarray) -> None:
         self.array = array
+
+    @property
+    def ptr(self) -> int:
+        start = self.array._host.ctypes.data
+        addresses.add((start, start + self.array.nbytes))
+        return start
 
     def memset_async(self, value: int, size: int) -> None:
         calls.append("memset")
@@ -310,16 +318,32 @@ def copyto(target: ndarray, source: Any, where: ndarray | None = None) -> None:
     np.copyto(target._host, _host(source), where=True if where is None else _host(where))
 
 
-def gemm(transa: str, transb: str, a: ndarray, b: ndarray, out: ndarray, alpha: float = 1.0, beta: float = 0.0) -> None:
-    """cupy.cublas.gemm, where it needs no copy: out = alpha op(a) op(b) + beta out."""
-    assert {transa, transb} <= {"N", "T"} and a.ndim == b.ndim == out.ndim == 2
-    assert a.dtype == b.dtype == out.dtype and out.flags.c_contiguous
-    calls.append("product")
-    left, right = (_host(x) if trans == "N" else _host(x).T for x, trans in ((a, transa), (b, transb)))
-    assert out.shape == (left.shape[0], right.shape[1])
-    with np.errstate(all="ignore"):
-        kept = beta * out._host if beta else 0  # with beta = 0 cuBLAS does not read `out`
-        out._host[...] = alpha * (left @ right) + kept
+def _matrix(pointer: int, rows: int, columns: int, width: int, dtype: type) -> np.ndarray:
+    """(rows, columns) at an address that an array has given out, in rows that are `width` numbers apart."""
+    itemsize = np.dtype(dtype).itemsize
+    size = ((rows - 1) * width + columns) * itemsize
+    assert width >= columns and any(start <= pointer and pointer + size <= end for start, end in addresses)
+    numbers = np.frombuffer((ctypes.c_char * size).from_address(pointer), dtype)
+    return np.lib.stride_tricks.as_strided(numbers, (rows, columns), (width * itemsize, itemsize), writeable=True)
+
+
+def _gemm(dtype: type, number: Any) -> Callable[..., None]:
+    """cuBLAS's sgemm or dgemm: C = alpha op(A) op(B) + beta C, where a matrix lies column by column."""
+
+    def gemm(
+        handle: str, turn_a: int, turn_b: int, m: int, n: int, k: int, alpha: int, A: int, lda: int, B: int, ldb: int,
+        beta: int, C: int, ldc: int,
+    ) -> None:  # fmt: skip
+        assert handle == "cublas" and {turn_a, turn_b} <= {0, 1}
+        calls.append("product")
+        left = _matrix(A, m, k, lda, dtype) if turn_a else _matrix(A, k, m, lda, dtype).T
+        right = _matrix(B, k, n, ldb, dtype) if turn_b else _matrix(B, n, k, ldb, dtype).T
+        out = _matrix(C, n, m, ldc, dtype).T
+        times, kept = (number.from_address(pointer).value for pointer in (alpha, beta))
+        with np.errstate(all="ignore"):  # with beta = 0 C is not read
+            out[...] = times * (left @ right) + (kept * out if kept else 0)
+
+    return gemm
 
 
 class RawKernel:
@@ -360,6 +384,7 @@ def install(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> types.ModuleTy
     """The double as `sys.modules["cupy"]` until the test ends; the module is returned."""
     syncs.clear()
     calls.clear()
+    addresses.clear()
     owner[:] = [threading.get_ident()]
     # An optimizer that a failed test left behind may have an error to tell: not to the next test.
     monkeypatch.setattr(backend, "_watchers", weakref.WeakSet())
@@ -388,11 +413,11 @@ def install(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> types.ModuleTy
         setattr(cupy, thing.__name__, thing)
     cupy.float64 = np.float64  # type: ignore[attr-defined]
     runtime = types.SimpleNamespace(getDeviceCount=lambda: devices)
-    cupy.cuda = types.SimpleNamespace(runtime=runtime)  # type: ignore[attr-defined]
+    cublas = types.SimpleNamespace(sgemm=_gemm(np.float32, ctypes.c_float), dgemm=_gemm(np.float64, ctypes.c_double))
+    cupy.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
+        runtime=runtime, cublas=cublas, get_cublas_handle=lambda: "cublas"
+    )
     cupy.syncs = syncs  # type: ignore[attr-defined]
     cupy.calls = calls  # type: ignore[attr-defined]
-    cupy.cublas = types.ModuleType("cupy.cublas")  # type: ignore[attr-defined]
-    cupy.cublas.gemm = gemm
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setitem(sys.modules, "cupy.cublas", cupy.cublas)
     return cupy

@@ -89,13 +89,13 @@ def test_a_training_run_gives_what_numpy_gives_and_never_waits(
 
 def test_the_hosts_threads_leave_a_device_alone(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs one kernel after the other whoever asks, so a cut only makes more of them, and smaller ones."""
-    gemm, products = cupy.cublas.gemm, []
+    gemm, products = cupy.cuda.cublas.dgemm, []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
         products.append(threading.current_thread())
         return gemm(*arguments, **keywords)
 
-    monkeypatch.setattr(cupy.cublas, "gemm", counted)
+    monkeypatch.setattr(cupy.cuda.cublas, "dgemm", counted)
     counts, losses = [], []
     for n in (1, 3):
         products.clear()
@@ -408,19 +408,20 @@ def test_the_double_is_as_strict_as_it_says(cupy: Any) -> None:
         first[...], second[0] = 1, 2  # views of rows that go at once
     stack, matrix = cupy.asarray(np.ones((4, 3, 2))), cupy.asarray(np.ones((5, 3)))
     for bad, error in (
-        (lambda: cupy.cublas.gemm("N", "T", matrix, matrix, out=cupy.empty((5, 3))), AssertionError),
-        (lambda: cupy.cublas.gemm("N", "T", matrix, matrix, out=cupy.empty((5, 5), np.float32)), AssertionError),
-        (lambda: cupy.cublas.gemm("N", "T", matrix, matrix, out=cupy.empty((5, 6))[:, :5]), AssertionError),
         (lambda: stack.sum(axis=0, out=cupy.empty((4, 3, 2))), ValueError),
         (lambda: iter(device.sum()), TypeError),
         (lambda: cupy.ascontiguousarray(host), TypeError),
     ):
         with pytest.raises(error):
             bad()
-    filled = cupy.empty((5, 5))  # NaN, which is not read where nothing is added to it
-    cupy.cublas.gemm("N", "T", matrix, matrix, out=filled)
-    cupy.cublas.gemm("N", "T", matrix, matrix, out=filled, beta=1.0)
-    assert (filled.get() == 6).all()
+    square, factors = cupy.empty((5, 5)), np.array([0.0, 1.0])  # NaN, which is not read where nothing is added to it
+    zero, one, m, c = factors.ctypes.data, factors.ctypes.data + 8, matrix.data.ptr, square.data.ptr
+    cupy.cuda.cublas.dgemm("cublas", 1, 0, 5, 5, 3, one, m, 3, m, 3, zero, c, 5)
+    cupy.cuda.cublas.dgemm("cublas", 1, 0, 5, 5, 3, one, m, 3, m, 3, one, c, 5)
+    assert (square.get() == 6).all()
+    for beyond in ((m + 8, c), (m, c + 8), (m, factors.ctypes.data)):
+        with pytest.raises(AssertionError):
+            cupy.cuda.cublas.dgemm("cublas", 1, 0, 5, 5, 3, one, m, 3, beyond[0], 3, zero, beyond[1], 5)
     kernel = cupy.RawKernel(LAUNCHED, "sum_losses")
     losses, result = cupy.asarray(np.arange(4.0)), cupy.zeros(())
     kernel((1,), (256,), (losses, result, np.int64(4), np.float64(2)))

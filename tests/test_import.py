@@ -25,6 +25,7 @@ ORDER = [
     "parameter",
     "layer",
     "kernels.launch",
+    "kernels.product",
     "kernels.dropout",
     "kernels.embedding",
     "kernels.lstm",

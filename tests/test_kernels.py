@@ -15,7 +15,7 @@ from helpers import refuses
 
 import minidl
 from minidl import kernels
-from minidl.kernels import embedding, launch
+from minidl.kernels import embedding, launch, product
 
 
 @pytest.fixture(autouse=True)
@@ -71,10 +71,51 @@ def test_a_launch_refuses_what_the_kernel_would_misread(
     assert cupy.calls == []
 
 
-def test_a_product_wants_an_out_without_gaps(cupy: Any) -> None:
-    a = cupy.zeros((2, 2))
-    with refuses(ValueError, "C-contiguous", "(2, 2)"):
-        launch.product(a, a, cupy.zeros((2, 3))[:, :2])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("transposed", ["NN", "NT", "TN", "TT"])
+def test_a_product_is_numpys(transposed: str, dtype: str, cupy: Any) -> None:
+    rng = np.random.default_rng(0)
+    a, b, start = (rng.integers(-4, 5, shape).astype(dtype) for shape in ((3, 2), (2, 5), (3, 5)))
+    there = [cupy.asarray(x if letter == "N" else x.T.copy()) for x, letter in zip((a, b), transposed, strict=True)]
+    out = cupy.asarray(start)
+    product.product(*there, out, add=True, transposed=transposed)
+    assert (out.get() == start + a @ b).all()
+    product.product(cupy.asarray(a)[:, ::-1], cupy.asarray(b[::-1].copy()), out)  # copied, since it has gaps
+    assert (out.get() == a @ b).all()
+
+
+def test_products_of_rows_touch_no_others(cupy: Any) -> None:
+    a, b = np.arange(12.0).reshape(6, 2), np.arange(10.0).reshape(5, 2)
+    out = cupy.zeros((4, 5))
+    multiply = product.products_of_rows(cupy.asarray(a), cupy.asarray(b), out, add=True, transposed="T")
+    multiply(2, 3, 1)
+    multiply(1, 0, 2)
+    expected = np.zeros((4, 5))
+    expected[1:3] += a[3:5] @ b.T
+    expected[2:3] += a[:1] @ b.T
+    assert (out.get() == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "out", "error", "words"),
+    [
+        ((2, 3), (3, 4), (2, 5), ValueError, "(2, 5)"),
+        ((2, 3), (4, 3), (2, 3), ValueError, "(4, 3)"),
+        ((2, 3), (3, 4), "gaps", ValueError, "out must be C-contiguous"),
+        ((2, 3), (3, 4), "float32", TypeError, "a must be float32"),
+        ((2, 3), (3, 4), "host", TypeError, "out must be a cupy array"),
+    ],
+)
+def test_a_product_refuses_what_it_would_misread(
+    a: Any, b: Any, out: Any, error: type[Exception], words: str, cupy: Any
+) -> None:
+    special = {"gaps": cupy.zeros((2, 5))[:, :4], "float32": cupy.zeros((2, 4), "float32"), "host": np.zeros((2, 4))}
+    target = special[out] if isinstance(out, str) else cupy.zeros(out)
+    with refuses(error, words):
+        product.product(cupy.zeros(a), cupy.zeros(b), target)
+    with refuses(error, words):
+        product.products_of_rows(cupy.zeros(a), cupy.zeros(b), target)
+    assert "product" not in cupy.calls
 
 
 def test_a_batch_of_another_shape_reaches_no_kernel(cupy: Any) -> None:

@@ -1,4 +1,4 @@
-"""Launching a CUDA kernel, and the matrix product beside it.
+"""Launching a CUDA kernel.
 
 CuPy's RawKernel checks none of its arguments: an array of the wrong dtype, a view with gaps or a Python float (which
 is a double) are read as if they were what the kernel expects. So all of them are checked or converted here, by what
@@ -23,8 +23,6 @@ THREADS = 256  # in every block; kernels know it under the same name
 
 _REAL = {"float32": "float", "float64": "double"}
 _FIXED = {"int": np.int32, "unsigned": np.uint32, "long long": np.int64, "float": np.float32, "double": np.float64}
-# What a product is multiplied by, made once: cublas.gemm would make an array of a number at every call.
-_FACTORS = {dtype: (np.ones((), dtype), np.zeros((), dtype)) for dtype in _REAL}
 
 
 class _Parameter(NamedTuple):
@@ -105,25 +103,6 @@ def _parameter(text: str) -> _Parameter:
 def blocks(threads: int) -> int:
     """How many blocks hold that many threads."""
     return -(-threads // THREADS)
-
-
-def product(a: Array, b: Array, out: Array, add: bool = False, transposed: str = "NN") -> None:
-    """out = op(a) op(b), or out += op(a) op(b): one call, and no array for what is added.
-
-    All are 2-D, of one dtype, and `out` is C-contiguous; `transposed` says "T" for an operand that is transposed.
-    """
-    from cupy import cublas
-
-    if not out.flags.c_contiguous:
-        raise ValueError(f"the product's out must be C-contiguous, got {out.shape} with gaps or in another order")
-    one, zero = _FACTORS[out.dtype.name]
-    cublas.gemm(*transposed, a, b, out=out, alpha=one, beta=one if add else zero)
-
-
-def add_column_sums(x: Array, out: Array) -> None:
-    """out (D,) += the sum of the rows of x (N, D): a product with ones, which fills the GPU at any shape."""
-    ones = backend.of(x).ones((1, len(x)), x.dtype)
-    product(ones, x, out.reshape(1, -1), add=True)
 
 
 def shaped(name: str, array: Array, *shape: int) -> Array:

@@ -21,7 +21,8 @@ import numpy as np
 
 from .. import backend, checks
 from ..backend import Array
-from .launch import Kernel, add_column_sums, blocks, product
+from .launch import Kernel, blocks
+from .product import add_column_sums, product, products_of_rows
 
 State = tuple[Array, Array]  # (h, c), each (B, H)
 
@@ -134,11 +135,11 @@ def forward(
         h, c = (xp.empty((n, H), x.dtype) if len(part) == n else part.copy() for part in (h0, c0))
 
     product(x, lstm.weight_ih.data, gates, transposed="NT")
+    recur = products_of_rows(h_before, lstm.weight_hh.data, gates, add=True, transposed="T")
     step = FORWARD.on(gates, lstm.bias.data, h_before, c_before, y, h, c)
-    weight_hh, start = lstm.weight_hh.data, 0
+    start = 0
     for n, following in zip(sizes, [*sizes[1:], 0], strict=True):
-        rows = slice(start, start + n)
-        product(h_before[rows], weight_hh, gates[rows], add=True, transposed="NT")
+        recur(n, start, start)
         step(blocks(n * H), start, n, following, H)
         start += n
     return (y, (h, c)), DeviceLSTMCache(sizes, len(h), x, gates, h_before, c_before)
@@ -157,11 +158,12 @@ def backward(lstm: Any, dy: Array, cache: Any, dstate: State | None) -> tuple[Ar
         dh, dc = (xp.array(part, order="C") for part in lstm._state("dstate", dstate, sequences, exact=True))
     dz, dx = xp.empty(gates.shape, x.dtype), xp.empty(x.shape, x.dtype)
 
+    recur = products_of_rows(dz, weight_hh, dh)
     step = BACKWARD.on(gates, c_before, xp.ascontiguousarray(dy), dh, dc, dz)
     starts = list(accumulate(sizes, initial=0))
     for n, start in zip(reversed(sizes), reversed(starts[:-1]), strict=True):
         step(blocks(n * H), start, n, H)
-        product(dz[start : start + n], weight_hh, dh[:n])
+        recur(n, start, 0)
 
     product(dz, lstm.weight_ih.data, dx)
     product(dz, x, lstm.weight_ih.grad, add=True, transposed="TN")

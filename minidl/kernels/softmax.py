@@ -10,7 +10,8 @@ from itertools import pairwise
 
 from ..backend import Array, of
 from ..parameter import Parameter
-from .launch import Kernel, add_column_sums, int32, product, shaped
+from .launch import Kernel, int32, shaped
+from .product import add_column_sums, product
 
 BLOCK_BYTES = 2**28  # logits alive at a time: few blocks of rows, and no more memory than a GPU has to spare
 
