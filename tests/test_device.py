@@ -236,6 +236,38 @@ def test_a_state_that_is_loaded_forgets_bad_steps_before_it() -> None:
     assert optimizer.steps == 2
 
 
+class Bounded(minidl.SGD):
+    """A rule of one's own, which has no kernel: p = p - lr g / (|g| + 1)."""
+
+    def _update(self, lr: float, data: Any, grad: Any, *state: Any) -> None:
+        data -= lr * grad / (abs(grad) + 1)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cupy"])
+def test_a_rule_of_ones_own_runs_on_a_device_as_it_stands(backend: str, cupy: Any) -> None:
+    parameter = minidl.Parameter(minidl.to_backend(np.zeros(3), backend))
+    optimizer = Bounded([parameter], lr=0.5)
+    gradient = minidl.to_backend(np.array([3.0, -1.0, 0.0]), backend)
+    parameter.grad[...] = gradient
+    optimizer.step()
+    assert minidl.to_host(parameter.data).tolist() == [-0.375, 0.25, 0.0]
+    assert not {"sgd", "momentum"} & set(cupy.calls)
+
+
+def test_two_models_parameters_in_one_optimizer_are_one_step_still(cupy: Any) -> None:
+    """In several flat pieces, as after another optimizer moved a part of them: all are left out, and counted once."""
+    params = [minidl.Parameter(minidl.to_backend(np.zeros(3), "cupy")) for _ in range(3)]
+    optimizer = minidl.Adam(params, lr=1.0)
+    minidl.flatten(params[1:2])
+    params[2].grad[...] = np.nan
+    minidl.clip_grad_norm(params[:2], 1.0)
+    optimizer.step()
+    assert cupy.calls.count("adam") > 1
+    with refuses(FloatingPointError, "1 optimizer step"):
+        minidl.to_host(params[0].data)
+    assert all((minidl.to_host(p.data) == 0).all() for p in params)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("clip", [True, False])
 def test_large_gradients_are_applied_or_told_but_never_dropped(clip: bool, dtype: str) -> None:
