@@ -95,10 +95,12 @@ def softmax_rows(
     z = logits if bias is None else logits + bias
     z = z - z.max(axis=1, keepdims=True)
     e = np.exp(z)
-    losses[...] = np.log(e.sum(axis=1)) - z[rows, targets]
+    inside = (targets >= 0) & (targets < V)
+    sums, places = np.where(inside, e.sum(axis=1), np.nan), np.where(inside, targets, 0)
+    losses[...] = np.log(sums) - z[rows, places]
     if dlogits is not None:
-        dlogits[...] = e / e.sum(axis=1, keepdims=True)
-        dlogits[rows, targets] -= 1
+        dlogits[...] = e / sums[:, None]
+        dlogits[rows, places] -= 1
         dlogits /= total
 
 

@@ -130,6 +130,19 @@ def test_a_batch_of_another_shape_reaches_no_kernel(cupy: Any) -> None:
     assert not {"embedding_runs", "softmax_rows"} & set(cupy.calls)
 
 
+@pytest.mark.parametrize("wrong", [5, -1])
+def test_a_target_out_of_range_that_only_the_device_knows_shows_in_the_loss(wrong: int, cupy: Any) -> None:
+    head = minidl.LinearCrossEntropy(4, 5, backend="cupy", rng=0)
+    optimizer = minidl.Adam(head.parameters())
+    x, before = minidl.to_backend(np.ones((2, 4), np.float32), "cupy"), head.state_dict()
+    loss, _ = head.forward_backward(x, cupy.asarray(np.array([0, wrong])))
+    optimizer.step()
+    assert np.isnan(float(loss))
+    with refuses(FloatingPointError, "not finite"):
+        minidl.to_host(loss)
+    assert all((values == before[name]).all() for name, values in head.state_dict().items())
+
+
 IDS = [[3, 0, 3, 3, 1], [0, 3], [4]]
 
 

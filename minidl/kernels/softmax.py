@@ -61,6 +61,7 @@ extern "C" __global__ void softmax_rows(
     }
     sum = combined(sum, false, shared);
     picked = combined(picked, false, shared);
+    if (target < 0 || target >= V) sum = sqrt((real)-1);  // NaN, so that it shows: nothing has checked it before
     if (threadIdx.x == 0) losses[blockIdx.x] = log(sum) - picked;
 
     if (dlogits)
