@@ -44,7 +44,7 @@ class Model(minidl.Layer):
         self.head = minidl.LinearCrossEntropy(4, 5, weight=self.embedding.weight, rng=3, **options)
 
     def forward_backward(self, batch: Any, targets: Any, step: int) -> Any:
-        x, embedded = self.embedding.forward(batch.data)
+        x, embedded = self.embedding.forward(batch.data, batch.order)
         (y, _), walked = self.lstm.forward(x, batch.batch_sizes)
         h, dropped = self.dropout.forward(y, step)
         loss, dh = self.head.forward_backward(h, targets)

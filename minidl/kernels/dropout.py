@@ -47,12 +47,13 @@ extern "C" __global__ void dropout_forward(
 KERNELS = (FORWARD,)
 
 
-def forward(x: Array, salt: np.ndarray, rows: np.ndarray | None, p: float) -> tuple[Array, Array]:
-    """(y, scale), both like x (N, D). `salt` holds four random numbers; `rows` (N,) are the host's."""
+def forward(x: Array, seed: int, step: int, rows: np.ndarray | None, p: float) -> tuple[Array, Array]:
+    """(y, scale), both like x (N, D); `rows` (N,) are the host's."""
     xp = backend.of(x)
     x = xp.ascontiguousarray(x)
     y, scale = xp.empty(x.shape, x.dtype), xp.empty(x.shape, x.dtype)
     places = None if rows is None else xp.asarray(rows.astype(np.int64))
+    salt = np.random.SeedSequence([seed, step]).generate_state(4)
     least = min(round(p * 2**32), 2**32 - 1)
     launch = FORWARD.on(x, places, y, scale)
     launch(blocks(x.size), x.size, x.shape[1], *salt, least, 1 / (1 - p))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import checks
-from ..backend import Array, Rng, generator, is_device
+from ..backend import Array, Rng, generator, is_device, of
 from ..layer import Layer
 
 
@@ -46,19 +46,19 @@ class Dropout(Layer):
         step = checks.integer("step", step, 0)
         if self.p == 0.0:
             return x, DropoutCache(None)
-        places = np.arange(x.shape[0]) if rows is None else np.asarray(rows)
-        if places.shape != x.shape[:1] or places.dtype.kind not in "iu":
+        xp, given = of(x), rows
+        rows = np.arange(x.shape[0]) if rows is None else np.asarray(rows)
+        if rows.shape != x.shape[:1] or rows.dtype.kind not in "iu":
             raise ValueError(
-                f"rows must hold one integer for each of the {x.shape[0]} rows, got {places.shape} {places.dtype}"
+                f"rows must hold one integer for each of the {x.shape[0]} rows, got {rows.shape} {rows.dtype}"
             )
-        salt = np.random.SeedSequence([self.seed, step]).generate_state(4)
         if is_device(x):
             from ..kernels import dropout as device
 
-            y, scale = device.forward(x, salt, None if rows is None else places, self.p)
+            y, scale = device.forward(x, self.seed, step, None if given is None else rows, self.p)
             return y, DropoutCache(scale)
-        row_keys, unit_keys = _keys(salt, places, x.shape[1])
-        bits = _mix(row_keys[:, None] ^ unit_keys[None, :])
+        row_keys, unit_keys = _keys(self.seed, step, rows, x.shape[1])
+        bits = _mix(xp.asarray(row_keys)[:, None] ^ xp.asarray(unit_keys)[None, :])
         keep = bits >= np.uint32(min(round(self.p * 2**32), 2**32 - 1))
         scale = keep.astype(x.dtype)
         scale *= 1 / (1 - self.p)
@@ -75,8 +75,9 @@ class Dropout(Layer):
         return dy * cache.scale
 
 
-def _keys(salt: np.ndarray, rows: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random 32-bit key for each row and one for each unit, from four random numbers and their positions."""
+def _keys(seed: int, step: int, rows: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random 32-bit key for each row and one for each unit, from (seed, step) and their positions."""
+    salt = np.random.SeedSequence([seed, step]).generate_state(4)
     spread = rows.astype(np.uint64)
     row_keys = _mix(_mix(spread.astype(np.uint32) ^ salt[0]) ^ (spread >> np.uint64(32)).astype(np.uint32) ^ salt[1])
     return row_keys, _mix(_mix(np.arange(units, dtype=np.uint32) ^ salt[2]) ^ salt[3])
