@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from typing import Any
 
@@ -9,7 +10,7 @@ import device_double
 import numpy as np
 import pytest
 from model import Batch, PoemModel
-from training import Mean
+from training import Mean, Progress, train_epoch
 
 import minidl
 
@@ -59,6 +60,18 @@ def test_the_poems_model_trains_as_on_numpy_in_few_calls(pads: bool, cupy: Any) 
     assert mean.loss_with_pads == pytest.approx(expected.loss_with_pads, rel=1e-5)
     for name, values in host.state_dict().items():
         np.testing.assert_allclose(model.state_dict()[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("shown", "looks"), [(False, 0), (True, 2)])
+def test_an_epoch_waits_only_where_it_prints_the_loss(shown: bool, looks: int, cupy: Any) -> None:
+    model = PoemModel(V, 6, 8, backend="cupy", rng=0)
+    schedule = minidl.Constant(minidl.SGD(model.parameters(), lr=0.1))
+    cupy.syncs.clear()
+    with Progress(total=25, disable=not shown, file=io.StringIO()) as progress:
+        train_epoch(model, schedule, (batch(seed, False) for seed in range(25)), 1.0, progress)
+    assert cupy.syncs.count("get") == looks
+    if not shown:
+        assert cupy.syncs == []
 
 
 @pytest.mark.parametrize("pads", [False, True])
