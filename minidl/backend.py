@@ -129,12 +129,7 @@ def generator(rng: Rng) -> np.random.Generator:
 
 
 def add_rows(target: Array, ids: Array, rows: Array) -> None:
-    """target[ids[n]] += rows[n] for every n, repeated ids included; target (V, D), ids (N,), rows (N, D)."""
-    if is_device(target):
-        import cupyx
-
-        cupyx.scatter_add(target, ids, rows)
-        return
+    """target[ids[n]] += rows[n] for every n, repeated ids included; NumPy's target (V, D), ids (N,), rows (N, D)."""
     # np.add.at and np.add.reduceat do this one number at a time. Sorting makes every id a run of rows, and all
     # runs of one length are a block (runs, length, D) to sum over its middle axis.
     order = np.argsort(ids.astype(np.min_scalar_type(len(target) - 1)), kind="stable")  # small integers sort fast

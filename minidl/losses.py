@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import numpy as np
+
 from . import backend, checks, initializers, threads
-from .backend import Array, Rng, generator, require_same
+from .backend import Array, Rng, generator, is_device, require_same
 from .layer import Layer
 from .parameter import Parameter, create
 from .workspace import empty, with_ones
@@ -36,14 +38,18 @@ def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
         raise ValueError(f"logits must have shape (N, V) with N at least 1, got {logits.shape}")
     checks.float_dtype(logits.dtype, "logits")
     targets = checks.ids("targets", targets, logits.shape[1], like=logits, rows=len(logits))
-    xp, rows = backend.of(logits), len(logits)
+    if backend.is_device(logits):
+        from .kernels import softmax as device
+
+        return device.softmax_cross_entropy(logits, targets)
+    rows = len(logits)
     dlogits = logits - logits.max(axis=1, keepdims=True)  # the largest exponent is 0: nothing overflows
-    picked = dlogits[xp.arange(rows), targets]
-    xp.exp(dlogits, out=dlogits)
+    picked = dlogits[np.arange(rows), targets]
+    np.exp(dlogits, out=dlogits)
     sums = dlogits.sum(axis=1)
     dlogits /= (sums * rows)[:, None]
-    dlogits[xp.arange(rows), targets] -= 1 / rows
-    return (xp.log(sums) - picked).sum(dtype=xp.float64) / rows, dlogits
+    dlogits[np.arange(rows), targets] -= 1 / rows
+    return (np.log(sums) - picked).sum(dtype=np.float64) / rows, dlogits
 
 
 class LinearCrossEntropy(Layer):
@@ -94,6 +100,10 @@ class LinearCrossEntropy(Layer):
     def __call__(self, x: Array, targets: Array, total: float | None = None) -> Array:
         """The loss alone: the sum over x's rows in nats, divided by `total` (default: the rows)."""
         targets, total = self._check(x, targets, total)
+        if is_device(x):
+            from .kernels import softmax as device
+
+            return device.loss(x, self.weight.data, self.bias.data, targets, total)
         weight = self._with_bias()
 
         def loss_of(part: slice) -> Array:
@@ -105,6 +115,10 @@ class LinearCrossEntropy(Layer):
     def forward_backward(self, x: Array, targets: Array, total: float | None = None) -> tuple[Array, Array]:
         """(loss, dx): the loss as in a call, and dL/dx (N, in_features); adds dL/dW and dL/db."""
         targets, total = self._check(x, targets, total)
+        if is_device(x):
+            from .kernels import softmax as device
+
+            return device.forward_backward(x, targets, total, self.weight, self.bias)
         weight, dx = self._with_bias(), empty(x.shape, x)
         parts = threads.run([partial(self._part, x, weight, targets, total, dx, part) for part in self._parts(x)])
         first, *others = (dweight for _, dweight in parts)
@@ -126,18 +140,18 @@ class LinearCrossEntropy(Layer):
         With e = exp(z) and its row's sum s, dL/dz = (e / s - onehot) / total = (e - s onehot) / (s total). The division
         by s total is left to the narrow factors: x before its product, and dx after its own.
         """
-        xp, loss = backend.of(x), 0.0
+        loss = 0.0
         dweight = product = empty((self.in_features + 1, self.num_classes), x)
         for rows in self._blocks(part):
             x1 = with_ones(x[rows])
             block_loss, e, sums = _exponentials(x1, weight, targets[rows])
             loss += block_loss
-            e[xp.arange(len(e)), targets[rows]] -= sums
+            e[np.arange(len(e)), targets[rows]] -= sums
             scale = (1 / sums / total)[:, None]  # sums * total might overflow
-            xp.matmul(e, self.weight.data, out=dx[rows])
+            np.matmul(e, self.weight.data, out=dx[rows])
             dx[rows] *= scale
             x1 *= scale
-            xp.matmul(x1.T, e, out=product)
+            np.matmul(x1.T, e, out=product)
             if product is dweight:
                 product = empty(dweight.shape, x)  # the first block's product began the sum
             else:
@@ -180,18 +194,17 @@ def _exponentials(x1: Array, weight: Array, targets: Array) -> tuple[Array, Arra
 
     Where e^z might overflow or vanish, the row's maximum is taken from all its logits: softmax stays the same.
     """
-    xp, rows, classes = backend.of(x1), len(x1), weight.shape[1]
-    z = xp.matmul(x1, weight, out=empty((rows, classes), x1))
+    rows, classes = len(x1), weight.shape[1]
+    z = np.matmul(x1, weight, out=empty((rows, classes), x1))
     picked, sums = empty((rows,), x1), empty((rows,), x1)
-    ones = xp.ones(classes, x1.dtype)
-    on_device = backend.is_device(x1)
-    size = rows if on_device else max(1, STRIP_BYTES // (classes * x1.itemsize))
+    ones = np.ones(classes, x1.dtype)
+    size = max(1, STRIP_BYTES // (classes * x1.itemsize))
     for start in range(0, rows, size):
         strip, places = z[start : start + size], targets[start : start + size]
         top = strip.max(axis=1, keepdims=True)
-        if on_device or not abs(top).max() <= SAFE:  # to look would make the host wait; `not <=` is true of NaN
+        if not abs(top).max() <= SAFE:  # `not <=` is true of NaN
             strip -= top
-        picked[start : start + size] = strip[xp.arange(len(strip)), places]
-        xp.exp(strip, out=strip)
-        xp.dot(strip, ones, out=sums[start : start + size])  # a product is the fastest sum
-    return (xp.log(sums) - picked).sum(dtype=xp.float64), z, sums
+        picked[start : start + size] = strip[np.arange(len(strip)), places]
+        np.exp(strip, out=strip)
+        np.dot(strip, ones, out=sums[start : start + size])  # a product is the fastest sum
+    return (np.log(sums) - picked).sum(dtype=np.float64), z, sums

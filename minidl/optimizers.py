@@ -1,16 +1,17 @@
 """Optimizers, by PyTorch's definitions, and clip_grad_norm.
 
-Every rule is elementwise, so it runs over the flat buffer that all parameters share (see `parameter`), in
-blocks that stay in a cache. A gradient that is not finite is never applied: on NumPy FloatingPointError is
-raised before anything changes; on CuPy, where looking would stall the device, the step does nothing there
-and the error comes with the next value that `minidl.to_host` reads.
+Every rule is elementwise, so it runs over the flat buffer that all parameters share (see `parameter`): in
+blocks that stay in a cache, or on CuPy in one kernel (see `kernels.optimizers`). A gradient that is not finite
+is never applied: on NumPy FloatingPointError is raised before anything changes; on CuPy, where looking would
+stall the device, the step does nothing there and the error comes with the next value that `minidl.to_host` reads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,9 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
         for segment in segments(self.params):
+            if backend.is_device(segment.grad):
+                segment.grad.data.memset_async(0, segment.grad.nbytes)
+                continue
             threads.run([partial(_fill, segment.grad, part) for part in _parts(segment.grad)])
 
     def step(self) -> None:
@@ -69,6 +73,13 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__}._update")
 
     def _step_on_device(self, pieces: list[tuple[Array, ...]], lr: float) -> None:
+        fused = _FUSED.get(type(self))  # not those of a subclass, whose rule may be another
+        if fused is not None:
+            from .kernels import optimizers as device
+
+            self.steps += 1
+            device.step(*fused(self, lr), pieces, self._skipped)
+            return
         # The host cannot know whether the gradients are finite, so the device takes the step back itself.
         xp = backend.of(pieces[0][0])
         finite = xp.stack([xp.isfinite(grad).all() for _, grad, *_ in pieces]).all()
@@ -227,6 +238,21 @@ class Adam(Optimizer):
         data -= change
 
 
+# On a device: the name of a rule's kernel, and its numbers in that kernel's order.
+_FUSED: dict[type[Optimizer], Callable[[Any, float], tuple[str, list[float]]]] = {
+    SGD: lambda o, lr: ("momentum", [lr, o.momentum]) if o.state else ("sgd", [lr]),
+    AdaGrad: lambda o, lr: ("adagrad", [lr, o.eps]),
+    Adadelta: lambda o, lr: ("adadelta", [lr, o.rho, 1 - o.rho, o.eps]),
+    Adam: lambda o, lr: (
+        "adam",
+        [
+            *(o.betas[0], 1 - o.betas[0], o.betas[1], 1 - o.betas[1]),
+            *(1 / math.sqrt(1 - o.betas[1] ** o.steps), o.eps, lr / (1 - o.betas[0] ** o.steps)),
+        ],
+    ),
+}
+
+
 def clip_grad_norm(params: Sequence[Parameter], max_norm: float) -> Array:
     """Scale all gradients down together so that their common norm is at most `max_norm`; returns the norm before.
 
@@ -236,14 +262,10 @@ def clip_grad_norm(params: Sequence[Parameter], max_norm: float) -> Array:
     params = check_parameters(params)
     max_norm = checks.number("max_norm", max_norm, 0.0, open_low=True)
     grads = [segment.grad for segment in segments(params)]
-    xp = backend.of(grads[0])
-    if xp is not np:
-        norm = xp.sqrt(xp.stack([xp.dot(grad, grad) for grad in grads]).sum())
-        scale = xp.minimum(1, max_norm / (norm + 1e-6))
-        scale = scale + 0 * norm  # NaN, not 0, where the norm overflowed: the step is then left out and told
-        for grad in grads:
-            grad *= scale
-        return norm
+    if backend.is_device(grads[0]):
+        from .kernels import optimizers as device
+
+        return device.clip_grad_norm(grads, max_norm)
     require_finite_grad(params)
     norm = math.sqrt(sum(_square(grad) for grad in grads))
     if math.isinf(norm):  # finite gradients whose squares overflow

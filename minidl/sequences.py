@@ -9,28 +9,33 @@ Sorted by falling length and laid out time-major: all first items, then all seco
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from . import checks
-from .backend import Array, Rng, generator, of, to_backend
+from .backend import Array, Rng, generator, is_device, of, to_backend
+
+if TYPE_CHECKING:
+    from .kernels.embedding import RowsById
 
 
 class PackedSequence(NamedTuple):
-    """Rows without holes; the fields are those of PyTorch's PackedSequence."""
+    """Rows without holes; the first four fields are those of PyTorch's PackedSequence."""
 
     data: Array  # (N,) ids or (N, ...) rows, on the backend it was packed for
     batch_sizes: np.ndarray  # (T,) on the host: how many sequences are alive at each step; never rises
     sorted_indices: np.ndarray  # (B,): the caller's index of each sequence in packed order
     unsorted_indices: np.ndarray  # (B,): the packed place of each of the caller's sequences
+    order: RowsById | None = None  # of ids on a GPU, sorted on the host, for Embedding.forward
 
 
 def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
     """Pack 1-D id arrays (or (length, ...) arrays of rows) that each have at least one item.
 
     Sequences of equal length keep the caller's order, so two packs of the same lengths line up. Ids become
-    int32. Raises ValueError for an empty list or an empty sequence, TypeError for what is not numeric.
+    int32, and go to a GPU in one upload with their order. Raises ValueError for an empty list or an empty
+    sequence, TypeError for what is not numeric.
     """
     arrays = [np.asarray(sequence) for sequence in sequences]
     if not arrays:
@@ -50,7 +55,26 @@ def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
     rows = np.concatenate([arrays[index] for index in order])
     data = rows[_time_major(lengths[order])]
     batch_sizes = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]  # entry t: how many are longer than t
-    return PackedSequence(to_backend(data, backend), batch_sizes, order, np.argsort(order, kind="stable"))
+    places = (batch_sizes, order, np.argsort(order, kind="stable"))
+    if backend == "cupy" and data.ndim == 1 and data.dtype == np.int32:
+        from .kernels import embedding
+
+        by_id, (data,) = embedding.upload(data)
+        return PackedSequence(data, *places, by_id)
+    return PackedSequence(to_backend(data, backend), *places)
+
+
+def place(ids: np.ndarray, *others: np.ndarray, like: Array) -> tuple[RowsById | None, list[Array]]:
+    """`ids` and `others`, arrays of integers (N,) on the host, beside `like`: (order, [ids, *others]).
+
+    For a GPU they are int32 and go there in one upload, together with the order of `ids`, with which
+    `Embedding.forward(ids, order)` needs neither to look at them nor to sort them. On NumPy order is None.
+    """
+    if not is_device(like):
+        return None, [ids, *others]
+    from .kernels import embedding
+
+    return embedding.upload(ids, *others)
 
 
 def unpack(batch: PackedSequence) -> list[Array]:

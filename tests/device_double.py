@@ -1,22 +1,26 @@
 """A double of CuPy over NumPy, so that a device's rules can be tested where there is no GPU.
 
-`install(monkeypatch)` puts it in `sys.modules` as "cupy" (and "cupyx"). It has the functions that minidl
+`install(monkeypatch)` puts it in `sys.modules` as "cupy". It has the functions that minidl
 calls and no others: an AttributeError or an unknown keyword means that something new is called, to be looked
 up in CuPy's reference and added here. It is strict where CuPy is:
 
 - host and device arrays do not mix, and nothing turns into a NumPy array but by `.get()`;
-- reductions give 0-d device arrays; ufuncs take `out` but no `where`; `matmul` wants an `out` of the very shape,
-  and `dot` one that is C-contiguous and of the result's dtype;
+- reductions give 0-d device arrays; ufuncs take `out` but no `where`;
 - float(), int(), bool(), get(), printing and indexing by a mask make the host wait: noted in `syncs`;
 - an index array out of range wraps around without a word;
 - arithmetic never warns; new memory is not zeroed (here it is NaN, so that reading it shows);
+- a kernel is known by its name and computed by device_kernels; its arguments must be what its signature says: arrays
+  of that dtype without gaps, and NumPy scalars of that very type, since CuPy looks at none of it;
+- everything that would reach the device is noted in `calls`;
 - a thread has its own current device and stream, so that work of another thread would go to the wrong ones:
   only the thread that installed the double may touch an array.
 """
 
 from __future__ import annotations
 
+import ctypes
 import operator
+import re
 import sys
 import threading
 import types
@@ -24,12 +28,15 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import device_kernels
 import numpy as np
 import pytest
 
 from minidl import backend
 
 syncs: list[str] = []  # what made the host wait, in order
+addresses: set[tuple[int, int]] = set()  # what memory arrays have told the addresses of: from, to
+calls: list[str] = []  # what reached the device, in order: kernels, products, "upload", and the rest
 owner: list[int] = []  # the thread whose current device this is
 
 
@@ -51,6 +58,9 @@ class ndarray:
     shape = property(lambda self: self._host.shape)
     ndim = property(lambda self: self._host.ndim)
     size = property(lambda self: self._host.size)
+    nbytes = property(lambda self: self._host.nbytes)
+    flags = property(lambda self: self._host.flags)
+    data = property(lambda self: _Memory(self))
     dtype = property(lambda self: self._host.dtype)
     itemsize = property(lambda self: self._host.itemsize)
     T = property(lambda self: ndarray(self._host.T))
@@ -92,6 +102,7 @@ class ndarray:
     # what does not
 
     def copy(self) -> ndarray:
+        calls.append("copy")
         return ndarray(self._host.copy())
 
     def reshape(self, *shape: Any) -> ndarray:
@@ -101,26 +112,33 @@ class ndarray:
         return ndarray(self._host.transpose(*axes))
 
     def astype(self, dtype: Any) -> ndarray:
+        calls.append("astype")
         return ndarray(self._host.astype(dtype))
 
     def sum(
         self, axis: int | None = None, dtype: Any = None, out: ndarray | None = None, keepdims: bool = False
     ) -> ndarray:
+        calls.append("sum")
         result = _device(self._host.sum(axis=axis, dtype=dtype, keepdims=keepdims))
         return result if out is None else _into(out, result, "Out shape is mismatched")
 
     def max(self, axis: int | None = None, keepdims: bool = False) -> ndarray:
+        calls.append("max")
         return _device(self._host.max(axis=axis, keepdims=keepdims))
 
     def all(self) -> ndarray:
+        calls.append("all")
         return _device(self._host.all())
 
     def __getitem__(self, key: Any) -> ndarray:
+        if any(isinstance(part, ndarray) for part in (key if isinstance(key, tuple) else (key,))):
+            calls.append("take")
         return _device(self._host[self._key(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if isinstance(value, np.ndarray):
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
+        calls.append("fill")
         self._host[self._key(key)] = _host(value)
 
     def _key(self, key: Any) -> Any:
@@ -139,6 +157,24 @@ class ndarray:
             else:
                 indices.append(part._host % self.shape[axis])
         return tuple(indices)
+
+
+class _Memory:
+    """Stands for cupy.cuda.MemoryPointer."""
+
+    def __init__(self, array: ndarray) -> None:
+        self.array = array
+
+    @property
+    def ptr(self) -> int:
+        start = self.array._host.ctypes.data
+        addresses.add((start, start + self.array.nbytes))
+        return start
+
+    def memset_async(self, value: int, size: int) -> None:
+        calls.append("memset")
+        assert self.array._host.flags.c_contiguous and size == self.array.nbytes
+        self.array._host.reshape(-1).view(np.uint8)[...] = value
 
 
 def _device(result: Any) -> ndarray:
@@ -166,6 +202,7 @@ def _operator(name: str) -> Callable[..., Any]:
     function = getattr(operator, name)
 
     def method(self: ndarray, *others: Any) -> ndarray:
+        calls.append(name)
         with np.errstate(all="ignore"):
             return _device(function(self._host, *(_host(other) for other in others)))
 
@@ -176,6 +213,7 @@ def _reflected(name: str) -> Callable[..., Any]:
     function = getattr(operator, name)
 
     def method(self: ndarray, other: Any) -> ndarray:
+        calls.append(name)
         with np.errstate(all="ignore"):
             return _device(function(_host(other), self._host))
 
@@ -186,6 +224,7 @@ def _in_place(name: str) -> Callable[..., Any]:
     function = getattr(operator, name)
 
     def method(self: ndarray, other: Any) -> ndarray:
+        calls.append(name)
         with np.errstate(all="ignore"):
             function(self._host, _host(other))
         return self
@@ -208,6 +247,7 @@ def _ufunc(name: str) -> Callable[..., ndarray]:
     def call(*operands: Any, out: ndarray | None = None) -> ndarray:
         if not any(isinstance(operand, ndarray) for operand in operands):
             raise TypeError(f"{name} of host values only: {operands}")
+        calls.append(name)
         with np.errstate(all="ignore"):
             if out is None:
                 return _device(function(*map(_host, operands)))
@@ -220,24 +260,37 @@ def _ufunc(name: str) -> Callable[..., ndarray]:
 def asarray(values: Any, dtype: Any = None) -> ndarray:
     if isinstance(values, ndarray):
         return values if dtype in (None, values.dtype) else values.astype(dtype)
+    calls.append("upload")
     return ndarray(np.array(values, dtype))  # an upload, which the host need not wait for
 
 
 def ascontiguousarray(array: ndarray) -> ndarray:
     if not isinstance(array, ndarray):
         raise TypeError(f"Unsupported type {type(array)}")
-    return array if array._host.flags.c_contiguous else ndarray(np.ascontiguousarray(array._host))
+    if array._host.flags.c_contiguous:
+        return array
+    calls.append("copy")
+    return ndarray(np.ascontiguousarray(array._host))
+
+
+def array(values: ndarray, order: str) -> ndarray:
+    assert isinstance(values, ndarray)
+    calls.append("copy")
+    return ndarray(np.array(values._host, order=order))  # type: ignore[call-overload]
 
 
 def zeros(shape: Any, dtype: Any = float) -> ndarray:
+    calls.append("memset")
     return ndarray(np.zeros(shape, dtype))
 
 
 def ones(shape: Any, dtype: Any = float) -> ndarray:
+    calls.append("fill")
     return ndarray(np.ones(shape, dtype))
 
 
 def zeros_like(array: ndarray) -> ndarray:
+    calls.append("memset")
     return ndarray(np.zeros_like(_host(array)))
 
 
@@ -256,37 +309,82 @@ def arange(stop: int, dtype: Any = None) -> ndarray:
 
 
 def stack(arrays: Sequence[ndarray]) -> ndarray:
+    calls.append("stack")
     return ndarray(np.stack([_host(array) for array in arrays]))
 
 
-def dot(a: ndarray, b: ndarray, out: ndarray | None = None) -> ndarray:
-    if out is not None and out.dtype != np.result_type(a.dtype, b.dtype):
-        raise ValueError("Not supported dtype combination.")
-    if out is not None and not out._host.flags.c_contiguous:
-        raise ValueError("Output array must be C-contiguous")
-    with np.errstate(all="ignore"):
-        result = _device(np.dot(_host(a), _host(b)))
-    return result if out is None else _into(out, result, "Output array has an invalid size")
-
-
-def matmul(a: ndarray, b: ndarray, out: ndarray | None = None) -> ndarray:
-    if not (isinstance(a, ndarray) and isinstance(b, ndarray)):
-        raise TypeError(f"Unsupported type {type(a)} or {type(b)}")
-    result = a @ b  # type: ignore[operator]
-    return result if out is None else _into(out, result, "Output array has an invalid size")
-
-
 def copyto(target: ndarray, source: Any, where: ndarray | None = None) -> None:
+    calls.append("copyto")
     np.copyto(target._host, _host(source), where=True if where is None else _host(where))
 
 
-def scatter_add(target: ndarray, ids: ndarray, rows: ndarray) -> None:
-    np.add.at(target._host, _host(ids) % len(target), _host(rows))
+def _matrix(pointer: int, rows: int, columns: int, width: int, dtype: type) -> np.ndarray:
+    """(rows, columns) at an address that an array has given out, in rows that are `width` numbers apart."""
+    itemsize = np.dtype(dtype).itemsize
+    size = ((rows - 1) * width + columns) * itemsize
+    assert width >= columns and any(start <= pointer and pointer + size <= end for start, end in addresses)
+    numbers = np.frombuffer((ctypes.c_char * size).from_address(pointer), dtype)
+    return np.lib.stride_tricks.as_strided(numbers, (rows, columns), (width * itemsize, itemsize), writeable=True)
+
+
+def _gemm(dtype: type, number: Any) -> Callable[..., None]:
+    """cuBLAS's sgemm or dgemm: C = alpha op(A) op(B) + beta C, where a matrix lies column by column."""
+
+    def gemm(
+        handle: str, turn_a: int, turn_b: int, m: int, n: int, k: int, alpha: int, A: int, lda: int, B: int, ldb: int,
+        beta: int, C: int, ldc: int,
+    ) -> None:  # fmt: skip
+        assert handle == "cublas" and {turn_a, turn_b} <= {0, 1}
+        calls.append("product")
+        left = _matrix(A, m, k, lda, dtype) if turn_a else _matrix(A, k, m, lda, dtype).T
+        right = _matrix(B, k, n, ldb, dtype) if turn_b else _matrix(B, n, k, ldb, dtype).T
+        out = _matrix(C, n, m, ldc, dtype).T
+        times, kept = (number.from_address(pointer).value for pointer in (alpha, beta))
+        with np.errstate(all="ignore"):  # with beta = 0 C is not read
+            out[...] = times * (left @ right) + (kept * out if kept else 0)
+
+    return gemm
+
+
+class RawKernel:
+    """cupy.RawKernel, for the kernels of device_kernels."""
+
+    types = types.MappingProxyType(
+        {"int": np.int32, "unsigned": np.uint32, "long long": np.int64, "float": np.float32, "double": np.float64}
+    )
+
+    def __init__(self, code: str, name: str) -> None:
+        self.formula, self.name = getattr(device_kernels, name), name
+        code = re.sub(r"//.*", "", code)
+        (real,) = re.findall(r"typedef (\w+) real;", code)
+        (listed,) = re.findall(r'extern "C" __global__ void ' + name + r"\(([^)]*)\)", code)
+        declared = [re.sub(r"\breal\b", real, parameter).split() for parameter in listed.split(",")]
+        self.parameters = [" ".join(words[:-1]).replace("const ", "") for words in declared]
+
+    def __call__(self, grid: tuple[int], block: tuple[int], args: tuple[Any, ...]) -> None:
+        assert block == (device_kernels.THREADS,) and 1 <= grid[0] < 2**31
+        calls.append(self.name)
+        given = [self._argument(value, declared) for value, declared in zip(args, self.parameters, strict=True)]
+        with np.errstate(all="ignore"):
+            self.formula(grid[0], *given)
+
+    def _argument(self, value: Any, declared: str) -> Any:
+        expected = self.types[declared.rstrip("*")]
+        if not declared.endswith("*"):
+            assert type(value) is expected, f"{self.name}: {declared} from a {type(value)}"
+            return value
+        if isinstance(value, np.uintp):
+            assert value == 0
+            return None
+        assert isinstance(value, ndarray) and value.dtype == expected and value.flags.c_contiguous, self.name
+        return value._host
 
 
 def install(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> types.ModuleType:
     """The double as `sys.modules["cupy"]` until the test ends; the module is returned."""
     syncs.clear()
+    calls.clear()
+    addresses.clear()
     owner[:] = [threading.get_ident()]
     # An optimizer that a failed test left behind may have an error to tell: not to the next test.
     monkeypatch.setattr(backend, "_watchers", weakref.WeakSet())
@@ -308,17 +406,18 @@ def install(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> types.ModuleTy
     for name in ufuncs:
         setattr(cupy, name, _ufunc(name))
     functions = (
-        *(asarray, ascontiguousarray, zeros, zeros_like, ones, empty, empty_like, arange),
-        *(stack, dot, matmul, copyto),
+        *(array, asarray, ascontiguousarray, RawKernel, zeros, zeros_like, ones, empty, empty_like, arange),
+        *(stack, copyto),
     )
     for thing in (ndarray, *functions):
         setattr(cupy, thing.__name__, thing)
     cupy.float64 = np.float64  # type: ignore[attr-defined]
     runtime = types.SimpleNamespace(getDeviceCount=lambda: devices)
-    cupy.cuda = types.SimpleNamespace(runtime=runtime)  # type: ignore[attr-defined]
+    cublas = types.SimpleNamespace(sgemm=_gemm(np.float32, ctypes.c_float), dgemm=_gemm(np.float64, ctypes.c_double))
+    cupy.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
+        runtime=runtime, cublas=cublas, get_cublas_handle=lambda: "cublas"
+    )
     cupy.syncs = syncs  # type: ignore[attr-defined]
-    cupyx = types.ModuleType("cupyx")
-    cupyx.scatter_add = scatter_add  # type: ignore[attr-defined]
+    cupy.calls = calls  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setitem(sys.modules, "cupyx", cupyx)
     return cupy

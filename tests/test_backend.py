@@ -192,9 +192,3 @@ def test_add_rows_equals_numpys_own(ids: Any, rows: int, n: int, dtype: str, tol
     untouched = np.setdiff1d(np.arange(rows + 4), drawn)
     assert target[untouched].tobytes() == before[untouched].tobytes()
     assert (drawn.tobytes(), values.tobytes()) == kept
-
-
-def test_add_rows_on_a_device(cupy: Any) -> None:
-    target = cupy.zeros((3, 2))
-    backend.add_rows(target, cupy.asarray(np.array([2, 0, 2])), cupy.asarray(np.arange(6.0).reshape(3, 2)))
-    assert target.get().tolist() == [[2.0, 3.0], [0.0, 0.0], [4.0, 6.0]]

@@ -44,7 +44,7 @@ class Model(minidl.Layer):
         self.head = minidl.LinearCrossEntropy(4, 5, weight=self.embedding.weight, rng=3, **options)
 
     def forward_backward(self, batch: Any, targets: Any, step: int) -> Any:
-        x, embedded = self.embedding.forward(batch.data)
+        x, embedded = self.embedding.forward(batch.data, batch.order)
         (y, _), walked = self.lstm.forward(x, batch.batch_sizes)
         h, dropped = self.dropout.forward(y, step)
         loss, dh = self.head.forward_backward(h, targets)
@@ -89,13 +89,13 @@ def test_a_training_run_gives_what_numpy_gives_and_never_waits(
 
 def test_the_hosts_threads_leave_a_device_alone(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs one kernel after the other whoever asks, so a cut only makes more of them, and smaller ones."""
-    matmul, products = cupy.matmul, []
+    gemm, products = cupy.cuda.cublas.dgemm, []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
         products.append(threading.current_thread())
-        return matmul(*arguments, **keywords)
+        return gemm(*arguments, **keywords)
 
-    monkeypatch.setattr(cupy, "matmul", counted)
+    monkeypatch.setattr(cupy.cuda.cublas, "dgemm", counted)
     counts, losses = [], []
     for n in (1, 3):
         products.clear()
@@ -234,6 +234,38 @@ def test_a_state_that_is_loaded_forgets_bad_steps_before_it() -> None:
     optimizer.load_state_dict(good)
     minidl.to_host(model.lstm.bias.data)
     assert optimizer.steps == 2
+
+
+class Bounded(minidl.SGD):
+    """A rule of one's own, which has no kernel: p = p - lr g / (|g| + 1)."""
+
+    def _update(self, lr: float, data: Any, grad: Any, *state: Any) -> None:
+        data -= lr * grad / (abs(grad) + 1)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cupy"])
+def test_a_rule_of_ones_own_runs_on_a_device_as_it_stands(backend: str, cupy: Any) -> None:
+    parameter = minidl.Parameter(minidl.to_backend(np.zeros(3), backend))
+    optimizer = Bounded([parameter], lr=0.5)
+    gradient = minidl.to_backend(np.array([3.0, -1.0, 0.0]), backend)
+    parameter.grad[...] = gradient
+    optimizer.step()
+    assert minidl.to_host(parameter.data).tolist() == [-0.375, 0.25, 0.0]
+    assert not {"sgd", "momentum"} & set(cupy.calls)
+
+
+def test_two_models_parameters_in_one_optimizer_are_one_step_still(cupy: Any) -> None:
+    """In several flat pieces, as after another optimizer moved a part of them: all are left out, and counted once."""
+    params = [minidl.Parameter(minidl.to_backend(np.zeros(3), "cupy")) for _ in range(3)]
+    optimizer = minidl.Adam(params, lr=1.0)
+    minidl.flatten([params[2], params[0]])
+    params[2].grad[...] = np.nan
+    minidl.clip_grad_norm(params[:2], 1.0)
+    optimizer.step()
+    assert cupy.calls.count("adam") == cupy.calls.count("find_bad") == 3
+    with refuses(FloatingPointError, "1 optimizer step"):
+        minidl.to_host(params[0].data)
+    assert all((minidl.to_host(p.data) == 0).all() for p in params)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -375,6 +407,10 @@ def test_values_from_the_host_are_not_written_into_a_device_array_by_accident() 
     assert minidl.to_host(parameter.data).sum() == 6
 
 
+LAUNCHED = """typedef double real;
+extern "C" __global__ void sum_losses(const real* losses, double* result, long long N, double total) { }"""
+
+
 def test_the_double_is_as_strict_as_it_says(cupy: Any) -> None:
     """Were it lax, the tests above would prove nothing."""
     device, host = cupy.asarray(np.arange(4.0)), np.arange(4.0)
@@ -404,20 +440,34 @@ def test_the_double_is_as_strict_as_it_says(cupy: Any) -> None:
         first[...], second[0] = 1, 2  # views of rows that go at once
     stack, matrix = cupy.asarray(np.ones((4, 3, 2))), cupy.asarray(np.ones((5, 3)))
     for bad, error in (
-        (lambda: cupy.matmul(matrix, stack, out=cupy.empty((1, 4, 5, 2))), ValueError),
-        (lambda: cupy.matmul(matrix, host), TypeError),
-        (lambda: cupy.dot(matrix, device[:3], out=cupy.empty(6)), ValueError),
-        (lambda: cupy.dot(matrix, device[:3], out=cupy.empty((5, 2))[:, 0]), ValueError),
-        (lambda: cupy.dot(matrix, device[:3], out=cupy.empty(5, np.float32)), ValueError),
         (lambda: stack.sum(axis=0, out=cupy.empty((4, 3, 2))), ValueError),
         (lambda: iter(device.sum()), TypeError),
         (lambda: cupy.ascontiguousarray(host), TypeError),
     ):
         with pytest.raises(error):
             bad()
-    wide = cupy.zeros((4, 9, 2))
-    cupy.matmul(matrix, stack, out=wide[:, 2:7])  # an `out` of any strides is right
-    assert (wide.get() == np.repeat([0, 3, 0], [2, 5, 2])[:, None]).all()
+    square, factors = cupy.empty((5, 5)), np.array([0.0, 1.0])  # NaN, which is not read where nothing is added to it
+    zero, one, m, c = factors.ctypes.data, factors.ctypes.data + 8, matrix.data.ptr, square.data.ptr
+    cupy.cuda.cublas.dgemm("cublas", 1, 0, 5, 5, 3, one, m, 3, m, 3, zero, c, 5)
+    cupy.cuda.cublas.dgemm("cublas", 1, 0, 5, 5, 3, one, m, 3, m, 3, one, c, 5)
+    assert (square.get() == 6).all()
+    for beyond in ((m + 8, c), (m, c + 8), (m, factors.ctypes.data)):
+        with pytest.raises(AssertionError):
+            cupy.cuda.cublas.dgemm("cublas", 1, 0, 5, 5, 3, one, m, 3, beyond[0], 3, zero, beyond[1], 5)
+    kernel = cupy.RawKernel(LAUNCHED, "sum_losses")
+    losses, result = cupy.asarray(np.arange(4.0)), cupy.zeros(())
+    kernel((1,), (256,), (losses, result, np.int64(4), np.float64(2)))
+    assert float(result) == 3
+    for arguments in (
+        (losses, result, 4, np.float64(2)),
+        (losses, result, np.int32(4), np.float64(2)),
+        (losses, result, np.int64(4), 2.0),
+        (losses.astype(np.float32), result, np.int64(4), np.float64(2)),
+        (matrix[:, 0], result, np.int64(5), np.float64(2)),
+        (losses, result, np.int64(3), np.float64(2)),
+    ):
+        with pytest.raises(AssertionError):
+            kernel((1,), (256,), arguments)
     raised: list[str] = []
 
     def elsewhere() -> None:

@@ -24,6 +24,13 @@ ORDER = [
     "checks",
     "parameter",
     "layer",
+    "kernels.launch",
+    "kernels.product",
+    "kernels.dropout",
+    "kernels.embedding",
+    "kernels.lstm",
+    "kernels.optimizers",
+    "kernels.softmax",
     "initializers",
     "layers.dropout",
     "layers.embedding",
@@ -124,7 +131,7 @@ lstm = minidl.LSTM(3, 4)
 (y, state), cache = lstm.forward(np.ones((5, 3), np.float32), [2, 2, 1])
 lstm.backward(y, cache)
 minidl.Adam(lstm.parameters()).step()
-print([name for name in ("cupy", "matplotlib", "safetensors", "torch") if name in sys.modules])
+print([name for name in ("cupy", "minidl.kernels", "matplotlib", "safetensors", "torch") if name in sys.modules])
 """
     assert run(code).strip() == "[]"
 

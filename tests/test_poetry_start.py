@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import report
 from model import PoemModel
 from poetry_helpers import VOCABULARY, pseudo_poems
 from protocol import report_task
-from training import Task, build_optimizer, evaluate, packed_task, train_epoch
+from training import Progress, Task, build_optimizer, evaluate, packed_task, train_epoch
 from vocabulary import PAD
 
 import minidl
 
 POEMS = pseudo_poems(40)
 OPTIMIZERS = {"adam": 0.05, "adagrad": 0.05, "adadelta": 1.0, "sgd": 0.5}
-
-
-class NoProgress:
-    """In place of a progress bar."""
-
-    def update(self) -> None: ...
-
-    def set_postfix_str(self, text: str) -> None: ...
 
 
 def trained(value: float | None, name: str, epochs: int, dropout: float = 0.0) -> tuple[PoemModel, Task]:
@@ -36,9 +26,8 @@ def trained(value: float | None, name: str, epochs: int, dropout: float = 0.0) -
             parameter.data[...] = value
     schedule = minidl.Constant(build_optimizer(name, model.parameters(), OPTIMIZERS[name]))
     rng = np.random.default_rng(0)
-    progress: Any = NoProgress()
     for _ in range(epochs):
-        train_epoch(model, schedule, task.train(rng), None, progress)
+        train_epoch(model, schedule, task.train(rng), None, Progress(disable=True))
     return model, task
 
 

@@ -29,6 +29,15 @@ class Nats(NamedTuple):
     pads: Array | float = 0.0
 
 
+class Placed(NamedTuple):
+    """What a step needs of a batch, beside the weights: a GPU gets it in one upload."""
+
+    inputs: Array  # (N,)
+    order: Any  # of the inputs, for the embedding's gradient
+    targets: list[Array]  # of all rows; or those of real targets and those of pads
+    rows: list[Array]  # where the latter two stand; empty where there are no pads
+
+
 class PoemModel(minidl.Layer):
     """ids -> embedding -> dropout -> LSTM -> dropout -> logits over the vocabulary."""
 
@@ -52,35 +61,42 @@ class PoemModel(minidl.Layer):
 
     def forward_backward(self, batch: Batch, step: int) -> Nats:
         """The batch's nats; adds the gradient of their mean over all N rows to every parameter's."""
-        x, embedding_cache = self.embedding.forward(batch.inputs)  # (N, E)
+        placed = self._placed(batch)
+        x, embedding_cache = self.embedding.forward(placed.inputs, placed.order)  # (N, E)
         x, first_mask = self.embedding_dropout.forward(x, step)
         (h, _), lstm_cache = self.lstm.forward(x, batch.batch_sizes)  # (N, H)
         h, second_mask = self.lstm_dropout.forward(h, step)
-        nats, dh = self._head_forward_backward(h, batch)
+        nats, dh = self._head_forward_backward(h, placed)
         dh = self.lstm_dropout.backward(dh, second_mask)
         dx, _ = self.lstm.backward(dh, lstm_cache)
         dx = self.embedding_dropout.backward(dx, first_mask)
         self.embedding.backward(dx, embedding_cache)
         return nats
 
-    def _head_forward_backward(self, h: Array, batch: Batch) -> tuple[Nats, Array]:
-        total = len(batch.targets)
-        if batch.real is None:
-            loss, dh = self.head.forward_backward(h, batch.targets)
+    def _head_forward_backward(self, h: Array, placed: Placed) -> tuple[Nats, Array]:
+        total = len(h)
+        if not placed.rows:
+            loss, dh = self.head.forward_backward(h, placed.targets[0])
             return Nats(loss * total), dh
         dh, nats = minidl.backend.of(h).empty_like(h), []
-        for rows in _rows_of(batch.real):  # apart, so that each has its own sum; the gradient is that of the whole
-            loss, dh[rows] = self.head.forward_backward(h[rows], batch.targets[rows], total)
+        # apart, so that each has its own sum; the gradient is that of the whole
+        for rows, targets in zip(placed.rows, placed.targets, strict=True):
+            loss, dh[rows] = self.head.forward_backward(h[rows], targets, total)
             nats.append(loss * total)
         return Nats(*nats), dh
 
     def nats(self, batch: Batch) -> Nats:
         """The batch's nats without dropout and without a gradient."""
-        h, _ = self.lstm(self.embedding(batch.inputs), batch.batch_sizes)
-        if batch.real is None:
-            return Nats(self.head(h, batch.targets, total=1))
-        nats = [self.head(h[rows], batch.targets[rows], total=1) for rows in _rows_of(batch.real)]
-        return Nats(*nats)
+        placed = self._placed(batch)
+        h, _ = self.lstm(self.embedding(placed.inputs), batch.batch_sizes)
+        parts = [h[rows] for rows in placed.rows] or [h]
+        return Nats(*(self.head(part, targets, total=1) for part, targets in zip(parts, placed.targets, strict=True)))
+
+    def _placed(self, batch: Batch) -> Placed:
+        rows = [] if batch.real is None else _rows_of(batch.real)
+        targets = [batch.targets[part] for part in rows] or [batch.targets]
+        order, (inputs, *there) = minidl.sequences.place(batch.inputs, *targets, *rows, like=self.embedding.weight.data)
+        return Placed(inputs, order, there[: len(targets)], there[len(targets) :])
 
     def next_logits(self, ids: np.ndarray, state: State | None) -> tuple[Array, State]:
         """One step of writing: from the latest ids (B,) and the state to the logits (B, V) of the next ones."""

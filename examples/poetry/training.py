@@ -146,7 +146,7 @@ def train_epoch(
         optimizer.step()
         schedule.step()
         progress.update()
-        if optimizer.steps % 10 == 0:  # reading the loss makes the host wait for a GPU
+        if optimizer.steps % 10 == 0 and not progress.disable:  # reading the loss makes the host wait for a GPU
             progress.set_postfix_str(f"{mean.loss:.3f} nats/char")
     return mean
 

@@ -51,22 +51,28 @@ class Dropout(Layer):
         step = checks.integer("step", step, 0)
         if self.p == 0.0:
             return x, DropoutCache(None)
-        xp = of(x)
+        given = rows
         rows = np.arange(x.shape[0]) if rows is None else np.asarray(rows)
         if rows.shape != x.shape[:1] or rows.dtype.kind not in "iu":
             raise ValueError(
                 f"rows must hold one integer for each of the {x.shape[0]} rows, got {rows.shape} {rows.dtype}"
             )
-        row_keys, unit_keys = (xp.asarray(keys) for keys in _keys(self.seed, step, rows, x.shape[1]))
+        if is_device(x):
+            from ..kernels import dropout as device
+
+            y, scale = device.forward(x, self.seed, step, None if given is None else rows, self.p)
+            return y, DropoutCache(scale)
+        row_keys, unit_keys = _keys(self.seed, step, rows, x.shape[1])
         y, scale = empty(x.shape, x), empty(x.shape, x)
         threshold = np.uint32(min(round(self.p * 2**32), 2**32 - 1))
 
         def fill(part: slice) -> None:
             scale[part] = _mix(row_keys[part, None] ^ unit_keys) >= threshold
             scale[part] *= 1 / (1 - self.p)
-            xp.multiply(x[part], scale[part], out=y[part])
+            np.multiply(x[part], scale[part], out=y[part])
 
-        threads.run([partial(fill, part) for part in _parts(x)], threads.worth(x.size, LEAST, x))
+        blocks = threads.split(len(x), -(-x.size // BLOCK))
+        threads.run([partial(fill, part) for part in blocks], threads.worth(x.size, LEAST, x))
         return y, DropoutCache(scale)
 
     def __call__(self, x: Array) -> Array:
@@ -77,15 +83,10 @@ class Dropout(Layer):
         if cache.scale is None:
             return dy
         checks.matrix("dy", dy, cache.scale.shape[1], like=cache.scale, rows=len(cache.scale))
-        dx, xp = empty(dy.shape, dy), of(dy)
+        xp, dx = of(dy), empty(dy.shape, dy)
         parts = threads.split(len(dy), threads.worth(dy.size, LEAST, dy))
         threads.run([partial(xp.multiply, dy[part], cache.scale[part], out=dx[part]) for part in parts])
         return dx
-
-
-def _parts(x: Array) -> list[slice]:
-    """The rows, in parts whose bits a core's cache holds."""
-    return threads.split(len(x), 1 if is_device(x) else -(-x.size // BLOCK))
 
 
 def _keys(seed: int, step: int, rows: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:

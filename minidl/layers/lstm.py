@@ -96,6 +96,10 @@ class LSTM(Layer):
         self, x: Array, batch_sizes: Sequence[int] | np.ndarray, state: State | None = None
     ) -> tuple[tuple[Array, State], LSTMCache]:
         """(y, (h, c)), cache. Without `state` both h and c start at zero."""
+        if backend.is_device(self.weight_hh.data):
+            from ..kernels import lstm as device
+
+            return device.forward(self, x, batch_sizes, state)
         checks.matrix("x", x, self.input_size, like=self.weight_ih.data)
         sizes = checks.batch_sizes(batch_sizes, len(x))
         h0, c0 = self._state("state", state, sizes[0])
@@ -111,6 +115,10 @@ class LSTM(Layer):
         Backpropagation through time: from the last step to the first, dL/dh_t is what the loss asks of y_t
         plus what step t+1 hands back through W_hh, and dL/dc_t likewise through the forget gate.
         """
+        if backend.is_device(self.weight_hh.data):
+            from ..kernels import lstm as device
+
+            return device.backward(self, dy, cache, dstate)
         x, H = cache.x, self.hidden_size
         checks.matrix("dy", dy, H, like=self.weight_ih.data, rows=len(x))
         dh, dc = (part.copy() for part in self._state("dstate", dstate, len(cache.h0), exact=True))  # (B, H)
@@ -132,7 +140,7 @@ class LSTM(Layer):
 
         weights is [W_ih b]^T (4, I + 1, H) and W_hh^T (4, H, H).
         """
-        xp, H, rows = backend.of(x), self.hidden_size, packed.steps(sizes, sequences)
+        H, rows = self.hidden_size, packed.steps(sizes, sequences)
         own, before, after = packed.states(rows)
         x1 = empty((own[-1].stop, self.input_size + 1), x)  # [x 1]
         x1[:, -1] = 1
@@ -140,14 +148,14 @@ class LSTM(Layer):
             x1[ours, :-1] = x[theirs]
         gates, cells = empty((4, len(x1), H), x), empty((after[-1].stop, H), x)
         parts = threads.split(len(x1), threads.worth(x1.size * 4 * H, LEAST_PRODUCT, x))
-        threads.run([partial(xp.matmul, x1[part], weights[0], out=gates[:, part]) for part in parts])
+        threads.run([partial(np.matmul, x1[part], weights[0], out=gates[:, part]) for part in parts])
 
         h_t, cells[before[0]] = h[sequences], c[sequences]
         products = empty((4, *h_t.shape), x)
         for t, here in enumerate(own):
             n = here.stop - here.start
             z = gates[:, here]
-            z += xp.matmul(h_t[:n], weights[1], out=products[:, :n])
+            z += np.matmul(h_t[:n], weights[1], out=products[:, :n])
             h_t = y[rows[t]]
             cell_forward(z, cells[before[t]], cells[after[t]], h_t)  # slices are views: this writes into all three
         for states, steps, final in ((y, rows, h), (cells, after, c)):
@@ -161,7 +169,7 @@ class LSTM(Layer):
         Fills dx, and returns the gradient of [W_ih W_hh b] as (4, I + H + 1, H): the sum over all rows of
         [x_t h_{t-1} 1]^T dL/dz_t, one product for each block of time steps whose dL/dz a cache still holds.
         """
-        x, y, H, weight_hh, xp = cache.x, cache.y, self.hidden_size, self._stacked()[1], backend.of(cache.x)
+        x, y, H, weight_hh = cache.x, cache.y, self.hidden_size, self._stacked()[1]
         sequences, rows, own, _, gates, _ = shard
         dh, dc = dh[sequences], dc[sequences]
         blocks = packed.blocks(own, limit=BLOCK_ROWS)
@@ -185,7 +193,7 @@ class LSTM(Layer):
                 dh_t = dh[:n]
                 dh_t += dy[rows[t]]
                 cell_backward(dz_t, dh_dc[here[t]], gates[1, own[t]], dh_t, dc[:n])  # slopes become dL/dz_t
-                xp.matmul(dz_t, weight_hh, out=products[:, :n]).sum(axis=0, out=dh_t)  # dL/dh_{t-1} = dL/dz_t W_hh
+                np.matmul(dz_t, weight_hh, out=products[:, :n]).sum(axis=0, out=dh_t)  # dL/dh_{t-1} = dL/dz_t W_hh
             n = end - start
             self._add_products(inputs[:n], dz[:, :n], dweights, dx_own[:n])
             for t in block:
@@ -194,14 +202,13 @@ class LSTM(Layer):
 
     def _add_products(self, inputs: Array, dz: Array, dweights: Array, dx: Array) -> None:
         """dweights += inputs^T dz;  dx = dz W_ih.  On several cores, unless it is itself one of several tasks."""
-        xp = backend.of(dz)
 
         def add(gates: slice) -> None:
-            dweights[gates] += xp.matmul(inputs.T, dz[gates], out=empty(dweights[gates].shape, dz))
+            dweights[gates] += np.matmul(inputs.T, dz[gates], out=empty(dweights[gates].shape, dz))
 
         def fill(rows: slice) -> None:
             products = empty((4, rows.stop - rows.start, dx.shape[1]), dx)
-            xp.matmul(dz[:, rows], self._stacked()[0], out=products).sum(axis=0, out=dx[rows])
+            np.matmul(dz[:, rows], self._stacked()[0], out=products).sum(axis=0, out=dx[rows])
 
         parts = threads.worth(dz.size * inputs.shape[1], LEAST_PRODUCT, dz)
         tasks = [partial(add, gates) for gates in threads.split(4, parts)]
@@ -219,12 +226,12 @@ class LSTM(Layer):
         Copied because products with them are faster so.
         """
         weight_ih, weight_hh = self._stacked()
-        xp, half = backend.of(weight_ih), halves(backend.of(weight_ih), weight_ih.dtype)[0]
+        half = halves(weight_ih.dtype)[0]
         with_bias = empty((4, self.input_size + 1, self.hidden_size), weight_ih)
-        xp.multiply(weight_ih.transpose(0, 2, 1), half, out=with_bias[:, :-1])
-        xp.multiply(self.bias.data.reshape(4, -1), half[:, 0], out=with_bias[:, -1])
+        np.multiply(weight_ih.transpose(0, 2, 1), half, out=with_bias[:, :-1])
+        np.multiply(self.bias.data.reshape(4, -1), half[:, 0], out=with_bias[:, -1])
         recurrent = empty(weight_hh.shape, weight_hh)
-        return with_bias, xp.multiply(weight_hh.transpose(0, 2, 1), half, out=recurrent)
+        return with_bias, np.multiply(weight_hh.transpose(0, 2, 1), half, out=recurrent)
 
     def __call__(
         self, x: Array, batch_sizes: Sequence[int] | np.ndarray, state: State | None = None
@@ -240,7 +247,7 @@ class LSTM(Layer):
         z = x @ self.weight_ih.data.T  # (n, 4H)
         z += h0[:n] @ self.weight_hh.data.T
         z += self.bias.data
-        halved = z.reshape(n, 4, -1).transpose(1, 0, 2) * halves(np, z.dtype)[0]  # (4, n, H)
+        halved = z.reshape(n, 4, -1).transpose(1, 0, 2) * halves(z.dtype)[0]  # (4, n, H)
         cell_forward(halved, c0[:n], c[:n], h[:n])
         return h[:n].copy(), (h, c)
 

@@ -1,0 +1,117 @@
+"""Launching a CUDA kernel.
+
+CuPy's RawKernel checks none of its arguments: an array of the wrong dtype, a view with gaps or a Python float (which
+is a double) are read as if they were what the kernel expects. So all of them are checked or converted here, by what
+the kernel's own signature says.
+
+In a kernel `real` is float or double, after the arrays that it is given. Threads of a block add up by halves
+in shared memory, always in the same order: the same input gives the same bits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import backend, checks
+from ..backend import Array
+
+THREADS = 256  # in every block; kernels know it under the same name
+
+_REAL = {"float32": "float", "float64": "double"}
+_FIXED = {"int": np.int32, "unsigned": np.uint32, "long long": np.int64, "float": np.float32, "double": np.float64}
+
+
+class _Parameter(NamedTuple):
+    name: str
+    type: str  # without const and *
+    pointer: bool
+
+
+class Kernel:
+    """One kernel, compiled at its first launch for each device and dtype.
+
+        SCALE = Kernel('extern "C" __global__ void scale(real* x, long long size, real factor) { ... }')
+        SCALE.on(x)(blocks(x.size), x.size, 0.5)
+
+    `on` checks the arrays once, so that a loop over time steps does not do it again; they come first in the
+    signature, and the numbers after them. None is a null pointer.
+    """
+
+    def __init__(self, source: str) -> None:
+        found = re.search(r"__global__ void (\w+)\(([^)]*)\)", re.sub(r"//.*", "", source))
+        assert found, "a kernel has a signature"
+        self.name = found[1]
+        self._template = source
+        parameters = [_parameter(text) for text in found[2].split(",")]
+        self.arrays = [parameter for parameter in parameters if parameter.pointer]
+        self.numbers = [parameter for parameter in parameters if not parameter.pointer]
+        assert parameters == self.arrays + self.numbers, f"{self.name}: arrays come before numbers"
+        self._compiled: dict[str, Any] = {}
+
+    def source(self, dtype: str) -> str:
+        """The CUDA source with `real` as the C type of `dtype`."""
+        return f"#define THREADS {THREADS}\ntypedef {_REAL[dtype]} real;\n{self._template}"
+
+    def on(self, *arrays: Array | None) -> Callable[..., None]:
+        """launch(blocks, *numbers) on these arrays; TypeError or ValueError for one that the kernel would misread."""
+        assert len(arrays) == len(self.arrays), f"{self.name} takes {len(self.arrays)} arrays, got {len(arrays)}"
+        dtype = next(a.dtype for a, p in zip(arrays, self.arrays, strict=True) if p.type == "real" and a is not None)
+        checks.float_dtype(dtype, self.name)
+        types = {**_FIXED, "real": dtype.type}
+        for array, parameter in zip(arrays, self.arrays, strict=True):
+            self._check(array, parameter, np.dtype(types[parameter.type]))
+        pointers = tuple(np.uintp(0) if array is None else array for array in arrays)
+        converters = [types[parameter.type] for parameter in self.numbers]
+        compiled = self._compile(dtype.name)
+
+        def launch(blocks: int, *numbers: float) -> None:
+            values = [convert(number) for convert, number in zip(converters, numbers, strict=True)]
+            compiled((blocks,), (THREADS,), (*pointers, *values))
+
+        return launch
+
+    def _check(self, array: Array | None, parameter: _Parameter, dtype: np.dtype) -> None:
+        name = f"{self.name}: {parameter.name}"
+        if array is None:
+            return
+        if not backend.is_device(array):
+            raise TypeError(f"{name} must be a cupy array, got {type(array).__name__}")
+        if array.dtype != dtype:
+            raise TypeError(f"{name} must be {dtype}, got {array.dtype}")
+        if not array.flags.c_contiguous:
+            raise ValueError(f"{name} must be C-contiguous, got {array.shape} with gaps or in another order")
+
+    def _compile(self, dtype: str) -> Any:
+        if dtype not in self._compiled:
+            import cupy
+
+            self._compiled[dtype] = cupy.RawKernel(self.source(dtype), self.name)  # it keeps one for each device
+        return self._compiled[dtype]
+
+
+def _parameter(text: str) -> _Parameter:
+    declared, name = text.replace("*", " * ").strip().rsplit(maxsplit=1)
+    words = declared.replace("const", "").split()
+    pointer = words[-1] == "*"
+    return _Parameter(name, " ".join(words[:-1] if pointer else words), pointer)
+
+
+def blocks(threads: int) -> int:
+    """How many blocks hold that many threads."""
+    return -(-threads // THREADS)
+
+
+def shaped(name: str, array: Array, *shape: int) -> Array:
+    """`array` without gaps, after a look at its shape: a kernel would read on past its end."""
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    return backend.of(array).ascontiguousarray(array)
+
+
+def int32(ids: Array) -> Array:
+    """`ids` as kernels take them; those of `pack` are already."""
+    return backend.of(ids).ascontiguousarray(ids if ids.dtype == np.int32 else ids.astype(np.int32))

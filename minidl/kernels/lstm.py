@@ -1,0 +1,172 @@
+"""The LSTM on a GPU: one matrix product and one kernel a time step, each way.
+
+Rows are packed as `layers.lstm` says; the gates of a row lie together, (N, 4H), in the order i, f, g, o. Row r of
+time step t is row start_t + r, and its sequence's row at step t + 1, if r < n_{t+1}, is start_{t+1} + r. Every step
+writes the h and c that the next one starts from straight into the next one's rows of `h_before` and `c_before`, so
+that both are whole (N, H) arrays for the weights' gradient and no step has to gather anything.
+
+Forward     Z = X W_ih^T for all rows in one product; then for each step
+            Z_t += H_{t-1} W_hh^T   (a product that adds in place)  and  lstm_forward
+Backward    for each step from the last   lstm_backward  and  dH_{t-1} = dZ_t W_hh;   then for all rows at once
+            dX = dZ W_ih,  dW_ih += dZ^T X,  dW_hh += dZ^T H_before,  db += the sum of dZ's rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import backend, checks
+from ..backend import Array
+from .launch import Kernel, blocks
+from .product import add_column_sums, product, products_of_rows
+
+State = tuple[Array, Array]  # (h, c), each (B, H)
+
+# Both have one thread for each of the step's n rows and H units; neighbours have neighbouring units.
+
+FORWARD = Kernel(r"""
+extern "C" __global__ void lstm_forward(
+    real* gates,         // (N, 4H): z without its bias comes in, i f g o after their activation go out
+    const real* bias,    // (4H)
+    real* h_before,      // (N, H): h_{t-1} of every row
+    real* c_before,      // (N, H): c_{t-1} of every row
+    real* y,             // (N, H): h_t
+    real* h_last,        // (B, H): h and c of a sequence that ends here
+    real* c_last,
+    long long start,     // of this step's rows
+    int n,               // how many they are
+    int next,            // and how many go on at the next step
+    long long H)
+{
+    long long index = blockIdx.x * (long long)THREADS + threadIdx.x;
+    if (index >= n * H) return;
+    long long row = index / H, unit = index % H;
+
+    real* z = gates + (start + row) * 4 * H + unit;
+    // exp of a large number is infinite, and the quotient then 0, as it should be
+    real i = 1 / (1 + exp(-(z[0] + bias[unit])));
+    real f = 1 / (1 + exp(-(z[H] + bias[H + unit])));
+    real g = tanh(z[2 * H] + bias[2 * H + unit]);
+    real o = 1 / (1 + exp(-(z[3 * H] + bias[3 * H + unit])));
+    z[0] = i;
+    z[H] = f;
+    z[2 * H] = g;
+    z[3 * H] = o;
+
+    real c = f * c_before[start * H + index] + i * g;
+    real h = o * tanh(c);
+    y[start * H + index] = h;
+    if (row < next) {
+        h_before[(start + n) * H + index] = h;
+        c_before[(start + n) * H + index] = c;
+    } else {
+        h_last[index] = h;
+        c_last[index] = c;
+    }
+}
+""")
+
+BACKWARD = Kernel(r"""
+extern "C" __global__ void lstm_backward(
+    const real* gates,     // (N, 4H)
+    const real* c_before,  // (N, H)
+    const real* dy,        // (N, H): what the loss asks of h_t
+    const real* dh_later,  // (B, H): what step t+1 or the final state asks of it
+    real* dc_later,        // (B, H): dL/dc_t from there; dL/dc_{t-1} goes out
+    real* dz,              // (N, 4H): dL/dz
+    long long start,
+    int n,
+    long long H)
+{
+    long long index = blockIdx.x * (long long)THREADS + threadIdx.x;
+    if (index >= n * H) return;
+    long long row = index / H, unit = index % H;
+
+    long long first = (start + row) * 4 * H + unit;
+    real i = gates[first], f = gates[first + H], g = gates[first + 2 * H], o = gates[first + 3 * H];
+    real before = c_before[start * H + index];
+    real tanh_c = tanh(f * before + i * g);  // c_t, made again in less time than it would take to read
+
+    real dh = dy[start * H + index] + dh_later[index];
+    real dc = dc_later[index] + dh * o * (1 - tanh_c * tanh_c);
+    dz[first] = dc * g * i * (1 - i);
+    dz[first + H] = dc * before * f * (1 - f);
+    dz[first + 2 * H] = dc * i * (1 - g * g);
+    dz[first + 3 * H] = dh * tanh_c * o * (1 - o);
+    dc_later[index] = dc * f;
+}
+""")
+
+KERNELS = (FORWARD, BACKWARD)
+
+
+class DeviceLSTMCache(NamedTuple):
+    """All that `backward` needs."""
+
+    batch_sizes: list[int]  # T sizes, n_0 >= n_1 >= ...
+    sequences: int  # B, of the state
+    x: Array  # (N, I)
+    gates: Array  # (N, 4H): i, f, g, o after their activation
+    h_before: Array  # (N, H): h_{t-1} of every row
+    c_before: Array  # (N, H)
+
+
+def forward(
+    lstm: Any, x: Array, batch_sizes: Sequence[int] | np.ndarray, state: State | None
+) -> tuple[tuple[Array, State], Any]:
+    """LSTM.forward."""
+    checks.matrix("x", x, lstm.input_size, like=lstm.weight_ih.data)
+    sizes = checks.batch_sizes(batch_sizes, len(x))
+    xp, N, H, n = backend.of(x), len(x), lstm.hidden_size, sizes[0]
+    x, gates, y = xp.ascontiguousarray(x), xp.empty((N, 4 * H), x.dtype), xp.empty((N, H), x.dtype)
+    before = xp.empty((2, N, H), x.dtype)
+    h_before, c_before = before[0], before[1]
+    if state is None:
+        before[:, :n] = 0
+        h, c = xp.empty((n, H), x.dtype), xp.empty((n, H), x.dtype)
+    else:
+        h0, c0 = lstm._state("state", state, n)
+        h_before[:n], c_before[:n] = h0[:n], c0[:n]
+        # every row that has a sequence is written by its last step
+        h, c = (xp.empty((n, H), x.dtype) if len(part) == n else part.copy() for part in (h0, c0))
+
+    product(x, lstm.weight_ih.data, gates, transposed="NT")
+    recur = products_of_rows(h_before, lstm.weight_hh.data, gates, add=True, transposed="T")
+    step = FORWARD.on(gates, lstm.bias.data, h_before, c_before, y, h, c)
+    start = 0
+    for n, following in zip(sizes, [*sizes[1:], 0], strict=True):
+        recur(n, start, start)
+        step(blocks(n * H), start, n, following, H)
+        start += n
+    return (y, (h, c)), DeviceLSTMCache(sizes, len(h), x, gates, h_before, c_before)
+
+
+def backward(lstm: Any, dy: Array, cache: Any, dstate: State | None) -> tuple[Array, State]:
+    """LSTM.backward."""
+    sizes, sequences, x, gates, h_before, c_before = cache
+    weight_hh, H = lstm.weight_hh.data, lstm.hidden_size
+    checks.matrix("dy", dy, H, like=weight_hh, rows=len(x))
+    xp = backend.of(x)
+    if dstate is None:
+        both = xp.zeros((2, sequences, H), x.dtype)
+        dh, dc = both[0], both[1]
+    else:
+        dh, dc = (xp.array(part, order="C") for part in lstm._state("dstate", dstate, sequences, exact=True))
+    dz, dx = xp.empty(gates.shape, x.dtype), xp.empty(x.shape, x.dtype)
+
+    recur = products_of_rows(dz, weight_hh, dh)
+    step = BACKWARD.on(gates, c_before, xp.ascontiguousarray(dy), dh, dc, dz)
+    starts = list(accumulate(sizes, initial=0))
+    for n, start in zip(reversed(sizes), reversed(starts[:-1]), strict=True):
+        step(blocks(n * H), start, n, H)
+        recur(n, start, 0)
+
+    product(dz, lstm.weight_ih.data, dx)
+    product(dz, x, lstm.weight_ih.grad, add=True, transposed="TN")
+    product(dz, h_before, lstm.weight_hh.grad, add=True, transposed="TN")
+    add_column_sums(dz, lstm.bias.grad)
+    return dx, (dh, dc)
