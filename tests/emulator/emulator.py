@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import build
-from build import Unavailable
+import emulator_build as build
+from emulator_build import Unavailable
 
 __all__ = ["MODES", "Calls", "Unavailable", "environment", "is_here", "python", "run", "trace"]
 

@@ -30,7 +30,7 @@ def load_libraries() -> None:
 def compile_for_the_cpu(compiler: ModuleType) -> None:
     import compile_kernel
 
-    compile_kernel.install(compiler, DRIVER / "kernels")
+    compile_kernel.install(compiler, DRIVER)
 
 
 def settle(cupy: ModuleType) -> None:

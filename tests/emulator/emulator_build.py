@@ -29,6 +29,7 @@ PACKAGES = [
     "cython==3.2.4",  # the one that CuPy was made with
     "setuptools>=77",
     "wheel",
+    "hypothesis>=6.100",
     "pytest>=8",
 ]
 
@@ -49,6 +50,10 @@ def cache_folder() -> Path:
 
 def environment_folder() -> Path:
     """An environment of its own with CuPy, NVRTC and all that minidl and its programs need."""
+    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
+        raise Unavailable("the emulator runs on Linux on x86-64 alone")
+    if shutil.which("g++") is None:
+        raise Unavailable("the emulator needs g++")
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
     lines = f"{settings['options']['install_requires']}\n{settings['options.extras_require']['poetry']}"
@@ -57,9 +62,9 @@ def environment_folder() -> Path:
 
 
 def driver_folder(environment: Path) -> Path:
-    """lib/ and ext/, compiled from driver/; and kernels/, what has been compiled so far."""
+    """lib/ and ext/, compiled from driver/; device/; and kernels/, what has been compiled so far."""
     sources = sorted(path for folder in ("driver", "device") for path in (HERE / folder).rglob("*.*"))
-    parts = [environment.name, Path(__file__).read_text(encoding="utf-8")]
+    parts = [environment.name, Path(__file__).read_text(encoding="utf-8"), _run("g++", "--version")]
     for path in [*sources, HERE / "start" / "compile_kernel.py"]:
         parts += [str(path.relative_to(HERE)), path.read_text(encoding="utf-8")]
     return _made("driver", parts, lambda folder: _make_driver(folder, environment))
@@ -70,11 +75,7 @@ def python_of(environment: Path) -> Path:
 
 
 def _made(name: str, made_of: Iterable[str], make: Callable[[Path], None]) -> Path:
-    """The folder `name`-<hash of what it is made of>; complete wherever it exists, though several may make it at once."""
-    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
-        raise Unavailable("the emulator runs on Linux on x86-64 alone")
-    if shutil.which("g++") is None:
-        raise Unavailable("the emulator needs g++")
+    """The folder `name`-<hash of what it is made of>; whole wherever it exists, though several may make it at once."""
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{name}-{digest}"
     if folder.exists():
@@ -99,6 +100,7 @@ def _make_environment(folder: Path, packages: Sequence[str]) -> None:
 def _make_driver(folder: Path, environment: Path) -> None:
     for name in ("lib", "ext", "kernels", "work"):
         (folder / name).mkdir(parents=True)
+    shutil.copytree(HERE / "device", folder / "device")
     work, lib = folder / "work", folder / "lib"
     packages = Path(_python(environment, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     headers = [f"-I{packages / 'nvidia' / name / 'include'}" for name in ("cuda_runtime", "cuda_nvcc")]
