@@ -66,8 +66,8 @@ def test_training_steps(name: str, dtype: str, tied: bool) -> None:
         gradients_agree("training step: gradients", device, host)
 
         copy_gradients(device, host)
-        norms = [minidl.clip_grad_norm(model.parameters(), 0.5) for model in (host, device)]
-        assert norms[0] > 0.5, "there is nothing to clip"
+        norms = [minidl.clip_grad_norm(model.parameters(), 0.1) for model in (host, device)]
+        assert norms[0] > 0.1, "there is nothing to clip"
         agree("clip_grad_norm", norms[1], norms[0], dtype=dtype)
         gradients_agree("clip_grad_norm", device, host)
 
@@ -99,18 +99,19 @@ def test_schedules_set_the_same_rates(name: str) -> None:
 @both_dtypes
 def test_a_run_left_to_itself_arrives_at_the_same_loss(dtype: str) -> None:
     """Forty steps without a look at the other side: what the poetry example does."""
-    host, device = twins(Model, TOKENS, 6, 9, dtype=dtype)
-    last = []
-    for model in (host, device):
+    runs = []
+    for model in twins(Model, TOKENS, 6, 9, dtype=dtype):
         optimizer = minidl.Adam(model.parameters(), lr=0.02)
+        losses = []
         for step in range(40):
             optimizer.zero_grad()
-            loss = model.forward_backward(*batch(TOKENS, seed=step % 3), step)
+            losses.append(model.forward_backward(*batch(TOKENS, seed=0), step))
             minidl.clip_grad_norm(model.parameters(), 1.0)
             optimizer.step()
-        last.append(float(minidl.to_host(loss)))
-    assert last[0] < 2.0, "nothing was learnt"
-    assert abs(last[1] - last[0]) < 1000 * LIMITS[dtype] * last[0]
+        runs.append([float(minidl.to_host(loss)) for loss in (losses[0], losses[-1])])
+    (first, last), (_, last_there) = runs
+    assert last < 0.7 * first, "nothing was learnt"
+    assert abs(last_there - last) < 100 * LIMITS[dtype] * last
 
 
 @both_dtypes
@@ -120,8 +121,8 @@ def test_optimizers_from_equal_gradients(name: str, shared: bool, dtype: str) ->
     """Five steps of parameters of any size, one buffer's or (as after a second optimizer took one away) several's."""
     shapes = [(3, 5), (7,), (1, 1), (300, 7)]
     sides = []
-    for place in (np.asarray, there):
-        params = [minidl.Parameter(place(np.full(shape, 0.5, dtype)), f"p{i}") for i, shape in enumerate(shapes)]
+    for place in (np.asarray, there):  # from zero, so that the values are the sum of the steps
+        params = [minidl.Parameter(place(np.zeros(shape, dtype)), f"p{i}") for i, shape in enumerate(shapes)]
         optimizer = OPTIMIZERS[name](params)
         if not shared:
             minidl.flatten(params[1:2])

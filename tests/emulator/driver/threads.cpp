@@ -1,9 +1,11 @@
 // Running a grid: block after block, and in a block one thread after the other on this one core.
 //
-// In a kernel with barriers every thread has a stack of its own (ucontext) and runs up to its next barrier; when all
-// have come to it, all go on. So what lies between two barriers is done by whole threads in turn, and a missing
-// barrier shows as a value that is not there yet: either in this order, or in the reversed one.
+// In a kernel with barriers every thread has a stack of its own and runs up to its next barrier; when all have come to
+// it, all go on. (ucontext makes the stacks. From one to another go setjmp and longjmp, which need no system call.)
+// So what lies between two barriers is done by whole threads in turn, and a missing barrier shows as a value that is
+// not there yet: either in this order, or in the reversed one.
 #include "emulator.h"
+#include <setjmp.h>
 #include <ucontext.h>
 #include <algorithm>
 #include <cstring>
@@ -27,19 +29,40 @@ const int WARP = 32;
 
 enum State { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, ENDED };
 struct Thread {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[STACK]};
+  std::unique_ptr<char[]> stack;  // made when the thread first runs; then it serves every kernel
+  jmp_buf place;
   State state;
 };
 std::vector<Thread> threads(1024);
-ucontext_t scheduler;
+jmp_buf scheduler;
 int current = -1;  // the thread that runs, in a kernel with barriers
 void** arguments;
 
-void begin() {
-  running->call(arguments);
-  threads[current].state = ENDED;
-  swapcontext(&threads[current].context, &scheduler);
+void stop_as(State state) {
+  Thread& thread = threads[current];
+  thread.state = state;
+  if (!_setjmp(thread.place)) _longjmp(scheduler, 1);
+}
+
+void live() {
+  for (;;) {
+    running->call(arguments);
+    stop_as(ENDED);
+  }
+}
+
+void go_on() {
+  Thread& thread = threads[current];
+  if (_setjmp(scheduler)) return;  // it has stopped
+  if (thread.stack) _longjmp(thread.place, 1);
+  thread.stack.reset(new char[STACK]);
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = thread.stack.get();
+  context.uc_stack.ss_size = STACK;
+  context.uc_link = nullptr;
+  makecontext(&context, live, 0);
+  setcontext(&context);
 }
 
 void become(int thread, Dim3 block) {
@@ -70,22 +93,14 @@ bool open_barriers(int n) {
 }
 
 void run_block_with_barriers(int n, Dim3 block, bool reversed) {
-  for (int i = 0; i < n; i++) {
-    Thread& thread = threads[i];
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.get();
-    thread.context.uc_stack.ss_size = STACK;
-    thread.context.uc_link = nullptr;
-    makecontext(&thread.context, begin, 0);
-    thread.state = READY;
-  }
+  for (int i = 0; i < n; i++) threads[i].state = READY;
   for (;;) {
     int ended = 0;
     for (int k = 0; k < n; k++) {
       current = reversed ? n - 1 - k : k;
       if (threads[current].state == READY) {
         become(current, block);
-        swapcontext(&scheduler, &threads[current].context);
+        go_on();
       }
       ended += threads[current].state == ENDED;
     }
@@ -97,8 +112,7 @@ void run_block_with_barriers(int n, Dim3 block, bool reversed) {
 
 void wait_at(State barrier) {
   if (current < 0) die("a barrier in a kernel whose source names none");
-  threads[current].state = barrier;
-  swapcontext(&threads[current].context, &scheduler);
+  stop_as(barrier);
 }
 
 }  // namespace
