@@ -1,0 +1,21 @@
+"""All of tests/gpu on the emulator, once in each mode."""
+
+from __future__ import annotations
+
+import emulator
+import pytest
+from emulator_build import ROOT
+
+pytestmark = pytest.mark.cupy
+
+
+@pytest.mark.parametrize("mode", ["plain", "reversed", "deferred", "guarded"])
+def test_the_suite_of_a_device(mode: str) -> None:
+    # --capture=sys: what the driver says on stderr is seen at once, even if the process then dies
+    options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "--capture=sys"]
+    done = emulator.run("-m", "pytest", *options, ROOT / "tests" / "gpu", mode=mode)
+    print(done.stdout)  # the largest differences, for `pytest -m cupy -rP`
+    if done.returncode:
+        pytest.fail(f"on the emulator, {mode}:\n{done.stdout}\n{done.stderr}", pytrace=False)
+    *_, last = done.stdout.splitlines()
+    assert " passed" in last and "skipped" not in last, last
