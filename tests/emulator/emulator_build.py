@@ -147,7 +147,8 @@ def _runtime_source(work: Path, environment: Path) -> Path:
     directives = ["embedsignature=True", "c_api_binop_methods=True", "binding=False", "freethreading_compatible=True"]
     options = [part for directive in directives for part in ("-X", directive)]
     module = source / "cupy_backends" / "cuda" / "api" / "runtime.pyx"
-    _run(python_of(environment), "-m", "cython", "--cplus", "-3", "-E", settings, *options, "-I", ".", module, cwd=source)
+    options += ["--cplus", "-3", "-E", settings, "-I", "."]
+    _run(python_of(environment), "-m", "cython", *options, module, cwd=source)
     return module.with_suffix(".cpp")
 
 

@@ -1,4 +1,4 @@
-"""Each mode catches what it is there for, the compiler catches its part, and the emulator refuses what it cannot run."""
+"""Each mode catches what it is there for, NVRTC catches its part, and what cannot be emulated is refused."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ def test_all_kernels_for_all_architectures() -> None:
     answers = compile_all()
     for dtype in ("float32", "float64"):
         assert any(name.endswith(dtype) for name in answers)
-    errors = {f"{name} for {a}": got["error"] for name, each in answers.items() for a, got in each.items() if "error" in got}
-    assert not errors
-    spilled = {f"{name} for {a}" for name, each in answers.items() for a, got in each.items() if got["spilled"]}
+    each = {f"{name} for {a}": answer for name, several in answers.items() for a, answer in several.items()}
+    assert not {name: answer["error"] for name, answer in each.items() if "error" in answer}
+    spilled = [name for name, answer in each.items() if answer["spilled"]]
     assert not spilled, "values that do not fit into registers go by way of slow memory"
 
 

@@ -40,7 +40,15 @@ class Model(minidl.Layer):
     """All layers: embedding, dropout, two LSTMs, dropout, Linear, and the head, whose weight may be the embedding's."""
 
     def __init__(
-        self, tokens: int, width: int, hidden: int, *, tied: bool = False, backend: str, dtype: str = "float32", rng: int
+        self,
+        tokens: int,
+        width: int,
+        hidden: int,
+        *,
+        backend: str,
+        rng: int,
+        dtype: str = "float32",
+        tied: bool = False,
     ) -> None:
         options: Any = {"backend": backend, "dtype": dtype}
         self.embedding = minidl.Embedding(tokens, width, rng=rng, **options)
