@@ -67,7 +67,7 @@ def run(*arguments: object, mode: str = "plain", timeout: float = 300) -> subpro
     """Run the emulator's Python with these arguments, its output captured."""
     command = [python(), *map(str, arguments)]
     options = {"capture_output": True, "text": True, "encoding": "utf-8", "errors": "replace"}
-    return subprocess.run(command, env=environment(mode), timeout=timeout, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, env=environment(mode), timeout=timeout, check=False, **options)  # type: ignore[call-overload]
 
 
 def is_here() -> bool:
@@ -104,8 +104,11 @@ def trace() -> Iterator[Calls]:
     driver = ctypes.CDLL(str(Path(os.environ["MINIDL_EMULATOR"]) / "lib" / "libcuda.so.1"))
     driver.emulator_record.restype, driver.emulator_count.restype = ctypes.c_char_p, ctypes.c_long
     calls = Calls()
-    driver.emulator_reset()
-    yield calls
-    for number, counted in enumerate(fields(Calls)[:-1]):
-        setattr(calls, counted.name, driver.emulator_count(number))
-    calls.record = driver.emulator_record().decode().splitlines()
+    driver.emulator_reset(True)
+    try:
+        yield calls
+    finally:
+        for number, counted in enumerate(fields(Calls)[:-1]):
+            setattr(calls, counted.name, driver.emulator_count(number))
+        calls.record = driver.emulator_record().decode().splitlines()
+        driver.emulator_reset(False)

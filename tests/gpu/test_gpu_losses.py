@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from agreement import agree
@@ -85,7 +87,7 @@ def test_of_one_class_nothing_is_to_be_learnt() -> None:
 @both_dtypes
 def test_linear_cross_entropy_with_the_embeddings_weight(dtype: str) -> None:
     embeddings = twins(minidl.Embedding, 7, 4, dtype=dtype)
-    places = (np.asarray, there)
+    places: Any = (np.asarray, there)
     x, targets, ids, dy = normal((9, 4), dtype), targets_of(9, 7), np.arange(5), normal((5, 4), dtype, 1)
     heads = []
     for embedding, place, backend in zip(embeddings, places, ("numpy", "cupy"), strict=True):

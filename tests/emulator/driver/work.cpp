@@ -10,12 +10,13 @@ namespace emulator {
 static long counts[CALLS];
 static const char* const names[CALLS] = {"launch",         "product", "copy to device", "copy to host",   "copy on device",
                                          "fill",           "sync",    "allocation",     "host allocation"};
+static bool recording;
 static std::string record;
 static std::vector<std::function<void()>> queue;
 
 void count(Call call, const std::string& what) {
   counts[call]++;
-  record += std::string(names[call]) + ": " + what + "\n";
+  if (recording) record += std::string(names[call]) + ": " + what + "\n";
 }
 
 bool mode_is(const char* name) {
@@ -48,7 +49,8 @@ void die(const std::string& text) {
 }  // namespace emulator
 
 // For emulator.py's trace().
-EXPORTED void emulator_reset() {
+EXPORTED void emulator_reset(int recording) {
+  emulator::recording = recording;
   memset(emulator::counts, 0, sizeof emulator::counts);
   emulator::record.clear();
 }

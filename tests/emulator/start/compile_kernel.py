@@ -21,7 +21,7 @@ BARRIERS = ("__syncthreads", "__syncwarp", "_sync(")
 
 def install(compiler: ModuleType, driver: Path) -> None:
     """Have CuPy's compiler module put every source through g++ as well; what is made stays in the driver's folder."""
-    with_nvrtc: Any = compiler._compile_using_nvrtc_no_warning  # type: ignore[attr-defined]
+    with_nvrtc: Any = compiler._compile_using_nvrtc_no_warning
     include = Path(compiler.__file__ or "").parent.parent / "_core" / "include"
 
     def compile_kernel(source: str, *arguments: Any, **options: Any) -> tuple[bytes, Any]:
