@@ -45,7 +45,7 @@ def lstm(times: int) -> dict[str, Any]:
     }
 
 
-def poetry(times: int, optimizer: str) -> dict[str, Any]:
+def poetry(times: int, optimizer: str, pads: bool = False) -> dict[str, Any]:
     """A training step as train_epoch makes it: zero_grad, forward and backward, clip, optimizer and schedule."""
     from model import Batch, PoemModel
     from training import Progress, build_optimizer, evaluate, train_epoch
@@ -54,13 +54,29 @@ def poetry(times: int, optimizer: str) -> dict[str, Any]:
     schedule = minidl.Constant(build_optimizer(optimizer, model.parameters(), 0.01))
     rng = np.random.default_rng(0)
     ids = rng.integers(0, TOKENS, (2, SEQUENCES * times), dtype=np.int32)
-    batch = Batch(*ids, [SEQUENCES] * times)
+    real = rng.random(SEQUENCES * times) < 0.8 if pads else None  # as in the report's protocol
+    batch = Batch(ids[0], ids[1], [SEQUENCES] * times, real)
 
     def step() -> Any:
         with Progress(disable=True) as progress:
             return train_epoch(model, schedule, [batch], 1.0, progress)
 
     return {"training": counted(step), "evaluation": counted(lambda: evaluate(model, [batch]))}
+
+
+def ids_on_the_device() -> dict[str, Any]:
+    """An embedding and both losses whose ids nobody has seen on the host."""
+    embedding = minidl.Embedding(TOKENS, WIDTH, backend="cupy", rng=0)
+    head = minidl.LinearCrossEntropy(WIDTH, TOKENS, backend="cupy", rng=0)
+    ids = minidl.to_backend(np.arange(20, dtype=np.int32), "cupy")
+
+    def step() -> Any:
+        x, cache = embedding.forward(ids)
+        loss, dx = head.forward_backward(x, ids)
+        embedding.backward(dx, cache)
+        return loss, minidl.softmax_cross_entropy(head.logits(x), ids)
+
+    return counted(step)
 
 
 def optimizing(parameters: int, name: str) -> dict[str, Any]:
@@ -84,6 +100,8 @@ if __name__ == "__main__":
     found = {
         "lstm": {times: lstm(times) for times in (4, 9)},
         "poetry": {name: {times: poetry(times, name) for times in (4, 9)} for name in optimizers},
+        "pads": poetry(4, "adam", pads=True),
+        "ids on the device": ids_on_the_device(),
         "optimizer": {name: {number: optimizing(number, name) for number in (1, 40)} for name in optimizers},
     }
     print(json.dumps(found))

@@ -55,6 +55,18 @@ def test_a_step_waits_for_nothing_and_sends_one_upload(name: str, step: str, cou
         assert found["copies_to_device"] == 1, found["record"]
 
 
+@pytest.mark.parametrize("step", ["training", "evaluation"])
+def test_nor_does_one_with_pads(step: str, counts: Any) -> None:
+    nothing_waits(counts["pads"][step])
+    assert counts["pads"][step]["copies_to_device"] == 1, counts["pads"][step]["record"]
+
+
+def test_ids_on_the_device_are_not_looked_at(counts: Any) -> None:
+    found = counts["ids on the device"]
+    nothing_waits(found)
+    assert found["copies_to_device"] == 0, found["record"]
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_more_parameters_are_not_more_calls(name: str, counts: Any) -> None:
     few, many = (counts["optimizer"][name][number] for number in ("1", "40"))
