@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import emulator
 import pytest
 from emulator_build import ROOT
@@ -21,3 +24,12 @@ def test_the_suite_of_a_device(mode: str) -> None:
         pytest.fail(f"on the emulator, {mode}:\n{done.stdout}\n{done.stderr}", pytrace=False)
     *_, last = done.stdout.splitlines()
     assert " passed" in last and "skipped" not in last, last
+
+
+def test_training_gives_the_same_bits_whatever_the_order_of_threads() -> None:
+    """Sums by atomic additions would not: the order in which threads come to them is another in every run."""
+    done = [emulator.run(Path(__file__).with_name("bits.py"), mode=mode) for mode in ("plain", "reversed")]
+    assert all(each.returncode == 0 for each in done), done
+    plain, turned = (json.loads(each.stdout) for each in done)
+    assert len(set(plain.values())) == len(plain) == 5
+    assert plain == turned
