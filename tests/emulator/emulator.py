@@ -1,0 +1,114 @@
+"""The real CuPy on the CPU: a Python that has it, the modes it runs in, and a count of what reaches the device.
+
+    subprocess.run([emulator.python(), "program.py"], env=emulator.environment("guarded"))
+
+and in a program that is run so:
+
+    with emulator.trace() as calls:
+        y, cache = layer.forward(x)
+    print(calls.launches, calls.products, calls.syncs)
+
+It is built when first asked for, which takes about a minute; README.md says how it works and what it can show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import emulator_build as build
+from emulator_build import Unavailable
+
+__all__ = ["MODES", "Calls", "Unavailable", "environment", "is_here", "python", "run", "trace"]
+
+MODES = {
+    "plain": "work is done at once and in order",
+    "reversed": "the last block and the last thread first: what depends on the order of threads shows",
+    "deferred": "work is done only when the host waits: a value that is read too early shows",
+    "guarded": "each array between guard pages, NaN at first: reads out of bounds or of what was never written show",
+    "idle": "kernels and products are counted and not run: what a step costs the host alone",
+}
+
+
+@functools.cache
+def _folders() -> tuple[Path, Path]:
+    environment = build.environment_folder()
+    return environment, build.driver_folder(environment)
+
+
+def python() -> str:
+    """The Python to run. Raises Unavailable where the emulator cannot be built."""
+    return str(build.python_of(_folders()[0]))
+
+
+def environment(mode: str = "plain") -> dict[str, str]:
+    """The variables to run it with: those of this process, with all that concerns the emulator set anew."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    driver = _folders()[1]
+    path = [build.HERE / "start", build.HERE, build.ROOT]  # the last: minidl as it stands beside these files
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
+        "MINIDL_EMULATOR": str(driver),
+        "MINIDL_EMULATOR_MODE": mode,
+        "CUPY_CACHE_DIR": str(driver / "kernels"),
+        "CUPY_ACCELERATORS": "",  # CUB and cuTENSOR are precompiled for GPUs
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def run(*arguments: object, mode: str = "plain", timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the emulator's Python with these arguments, its output captured."""
+    command = [python(), *map(str, arguments)]
+    options = {"capture_output": True, "text": True, "encoding": "utf-8", "errors": "replace"}
+    return subprocess.run(command, env=environment(mode), timeout=timeout, check=False, **options)  # type: ignore[call-overload]
+
+
+def is_here() -> bool:
+    """Whether this process is one that runs on the emulator."""
+    return bool(os.environ.get("MINIDL_EMULATOR"))
+
+
+@dataclass
+class Calls:
+    """What reached the device within a `trace`. The first fields are in the order of `Call` in driver/emulator.h."""
+
+    launches: int = 0  # kernels
+    products: int = 0  # cuBLAS
+    copies_to_device: int = 0
+    copies_to_host: int = 0
+    copies_on_device: int = 0
+    fills: int = 0
+    syncs: int = 0  # the host waited
+    allocations: int = 0  # memory from the driver; what CuPy's pool had already is not counted
+    host_allocations: int = 0  # pinned memory
+    record: list[str] = field(default_factory=list)  # all of it in order, such as "product: 4x8x3"
+
+    @property
+    def device_calls(self) -> int:
+        """What is queued for the device to compute: kernels, products, and copies and fills of its own memory."""
+        return self.launches + self.products + self.copies_on_device + self.fills
+
+
+@contextlib.contextmanager
+def trace() -> Iterator[Calls]:
+    """Counts what the block sends to the device; the numbers are there once it has ended. Blocks do not nest."""
+    if not is_here():
+        raise RuntimeError("nothing can be counted here: this Python was not started with emulator.environment()")
+    driver = ctypes.CDLL(str(Path(os.environ["MINIDL_EMULATOR"]) / "lib" / "libcuda.so.1"))
+    driver.emulator_record.restype, driver.emulator_count.restype = ctypes.c_char_p, ctypes.c_long
+    calls = Calls()
+    driver.emulator_reset(True)
+    try:
+        yield calls
+    finally:
+        for number, counted in enumerate(fields(Calls)[:-1]):
+            setattr(calls, counted.name, driver.emulator_count(number))
+        calls.record = driver.emulator_record().decode().splitlines()
+        driver.emulator_reset(False)

@@ -1,0 +1,36 @@
+"""For the tests that need a CUDA device: a GPU, or the emulator under tests/emulator, which runs all of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import agreement
+import pytest
+
+from minidl import backend
+
+
+@pytest.fixture(scope="session")
+def cupy() -> Any:
+    """CuPy, with a device to run on."""
+    try:
+        return backend.get("cupy")
+    except backend.BackendError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def finished(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All work of a test is done before the next begins, so that a fault is told where it was made."""
+    cupy = request.getfixturevalue("cupy")
+    yield
+    cupy.cuda.Device().synchronize()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    lines = agreement.summary()
+    if lines:
+        terminalreporter.section("largest differences to NumPy, relative to the largest value")
+        for line in lines:
+            terminalreporter.line(line)
