@@ -284,7 +284,7 @@ def scatter_add(target: ndarray, ids: ndarray, rows: ndarray) -> None:
     np.add.at(target._host, _host(ids) % len(target), _host(rows))
 
 
-def install(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> types.ModuleType:
+def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """The double as `sys.modules["cupy"]` until the test ends; the module is returned."""
     syncs.clear()
     owner[:] = [threading.get_ident()]
@@ -314,11 +314,17 @@ def install(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> types.ModuleTy
     for thing in (ndarray, *functions):
         setattr(cupy, thing.__name__, thing)
     cupy.float64 = np.float64  # type: ignore[attr-defined]
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: devices)
-    cupy.cuda = types.SimpleNamespace(runtime=runtime)  # type: ignore[attr-defined]
+    cupy.__version__ = "14.2.0"  # type: ignore[attr-defined]
+    runtime = types.SimpleNamespace(
+        driverGetVersion=lambda: 12090, runtimeGetVersion=lambda: 12090, getDeviceCount=lambda: 1
+    )
+    runtime.getDeviceProperties = lambda _: {"name": b"a double of a GPU"}
+    device = types.SimpleNamespace(id=0, compute_capability="80", mem_info=(3 * 2**30, 4 * 2**30))
+    cupy.cuda = types.SimpleNamespace(runtime=runtime, Device=lambda: device)  # type: ignore[attr-defined]
     cupy.syncs = syncs  # type: ignore[attr-defined]
     cupyx = types.ModuleType("cupyx")
     cupyx.scatter_add = scatter_add  # type: ignore[attr-defined]
+    monkeypatch.setattr(backend.device, "_usable", cupy)  # looked at already: the look itself calls and waits
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "cupyx", cupyx)
     return cupy
