@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from minidl import get_num_threads
-from minidl.backend import BackendError, device, get
-from minidl.threads import usable_cores
+from ..threads import get_num_threads, usable_cores
+from . import BackendError, device, get
 
 
 def main() -> int:
+    """Print it all; the exit code."""
     blas = [f"{found['internal_api']} {found['version']}" for found in threadpool_info() if found["user_api"] == "blas"]
     print(f"NumPy   {np.__version__} with {', '.join(blas) or 'a BLAS that tells no name'}")
     print(f"threads {get_num_threads()}, of {usable_cores()} cores that this process may use")

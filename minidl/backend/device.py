@@ -62,15 +62,17 @@ def name(cupy: Any) -> str:
 
 
 def dotted(version: int) -> str:
-    """12040 as 12.4."""
+    """A version of CUDA as people write it: 12040 as 12.4."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def uninstall() -> str:
+    """The command that removes every package that holds a module `cupy`."""
     return f"pip uninstall --yes {' '.join(packages())}"
 
 
 def reinstall() -> str:
+    """What puts one right package in the place of those that are there."""
     return f"{uninstall()}, then {INSTALL}"
 
 
