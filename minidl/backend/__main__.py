@@ -63,8 +63,8 @@ def check(cupy: Any) -> None:
     host = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
     x = cupy.asarray(host)
     for what, got, expected in (
-        ("kernel", cupy.tanh(x), np.tanh(host)),
-        ("matrix product", cupy.matmul(x, x.T), host @ host.T),
+        ("kernel", x * 2 + 1, host * 2 + 1),
+        ("matrix product", x @ x.T, host @ host.T),
     ):
         if not np.allclose(got.get(), expected, rtol=1e-5):
             raise BackendError(f"backend 'cupy' gives wrong results for a first {what}: {device.reinstall()}")

@@ -97,7 +97,7 @@ def _look() -> ModuleType:
     _require_gpu(cupy)
     pin = PINS[_cuda(cupy)]
     ones = _try(lambda: cupy.ones((2, 2), np.float32), "first kernel cannot be compiled and run", pin)
-    _try(lambda: cupy.matmul(ones, ones).get(), "first matrix product fails", pin)
+    _try(lambda: (ones @ ones).get(), "first matrix product fails", pin)
     return cupy
 
 
