@@ -3,10 +3,10 @@
     python benchmarks/device_calls.py                     the report's model; --model char and --model word are others
     python benchmarks/device_calls.py --steps 10 --json
 
-The real CuPy works on tests/emulator, which counts every call and here computes nothing. The counts are the host's
-work, so they are the same on a GPU; there is no time in them. Counted are a training step of --steps time steps and
-one of twice as many, after some that warm up: what the second has more is due to its time steps, what is left of the
-first is the rest.
+The real CuPy works on tests/emulator, which counts every call and here computes nothing. What the host asks does not
+depend on the device, so the counts are those of a GPU. Counted are a training step of --steps time steps and one of
+twice as many, after some that warm up: what the second has more is due to its time steps, what is left of the first is
+the rest. The host's seconds are what Python and CuPy need to ask; a GPU's driver would add its own.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def serve(size: Size) -> dict[str, Any]:
     step = side_minidl.training_step(size, counter.mark, backend="cupy", clip=CLIP)
     for _ in range(BATCHES + 1):
         step()
-    return {"parts": counter.of(step), "versions": results.versions()}
+    parts = counter.of(step)
+    return {"parts": parts, "host_seconds": harness.median_seconds(step), "versions": results.versions()}
 
 
 class Counter:
@@ -145,6 +146,7 @@ def summary(size: Size) -> dict[str, Any]:
         "unit": "device calls a training step",
         "spread": {"minidl": [ours, ours]},
         "figures": {"minidl": whole[STEP]},
+        "host_seconds": short["host_seconds"],
         "steps": size.steps,
         "per_time_step": slope[STEP],
         "rest": rest[STEP],
@@ -176,7 +178,8 @@ def table(result: Mapping[str, Any]) -> str:
         summed = [f"{counts['device_calls']:,g}" for counts in (of_step, slope, rest)]
         rows.append((part, *summed, *(f"{of_step[name]:,}" for name in names)))
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return "\n".join([*results.layout(rows), f"counted on an emulator, nothing timed; {versions}"])
+    host = f"counted on an emulator; to ask for it all, Python and CuPy took {result['host_seconds'] * 1000:.2f} ms"
+    return "\n".join([*results.layout(rows), f"{host}; {result['cores']} cores, {result['cpu']}; {versions}"])
 
 
 if __name__ == "__main__":

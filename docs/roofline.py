@@ -14,7 +14,7 @@ from typing import NamedTuple
 BATCH, STEPS, EMBEDDING, HIDDEN, VOCABULARY = 256, 50, 128, 256, 3602
 FLOAT = 4  # bytes
 CALLS_A_STEP, OTHER_CALLS = 4, 40  # the budget of device calls: per time step, and for the rest
-HOST = 12.5e-6  # assumed seconds of the host for one device call, CuPy's Python included
+HOST = 10e-6  # assumed seconds of the host for one device call: Python, CuPy and the driver
 
 
 class Chip(NamedTuple):

@@ -87,7 +87,7 @@ def pretended(size: sizes.Size) -> dict[str, Any]:
         "products": 2 * steps,
     }
     parts["optimizer"] = parts["optimizer"] | {"device_calls": 7, "fills": 7, "copies_to_device": 1}
-    return {"parts": parts, "versions": {"Python": "3"}}
+    return {"parts": parts, "versions": {"Python": "3"}, "host_seconds": 0.00123}
 
 
 def test_the_time_steps_share_is_told_from_the_rest(
@@ -100,7 +100,7 @@ def test_the_time_steps_share_is_told_from_the_rest(
     result = json.loads(out)
     assert [field for field in FIELDS if field not in result] == []
     assert result["ours"] == 47 and result["steps"] == 10 and result["ratio"] is None
-    assert result["figures"]["minidl"]["device_calls"] == 47
+    assert result["figures"]["minidl"]["device_calls"] == 47 and result["host_seconds"] == 0.00123
     assert (result["per_time_step"]["device_calls"], result["rest"]["device_calls"]) == (4, 7)
     assert (result["per_time_step"]["launches"], result["rest"]["fills"], result["rest"]["copies_to_device"]) == (
         2,
@@ -116,6 +116,7 @@ def test_the_time_steps_share_is_told_from_the_rest(
     rows = {line[:20].strip(): line[20:].split() for line in err.splitlines()}
     assert rows["LSTM forward"][:6] == ["40", "4", "0", "20", "20", "0"]
     assert rows["step"][:3] == ["47", "4", "7"]
+    assert "took 1.23 ms" in err
 
 
 class Unavailable(Exception):
