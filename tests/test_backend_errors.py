@@ -204,7 +204,11 @@ def test_cupy_whose_import_breaks(source: str, unlooked: None, tmp_path: Path, m
     (tmp_path / "cupy.py").write_text(source, encoding="utf-8")
     monkeypatch.setattr(device, "packages", dict)
     monkeypatch.syspath_prepend(tmp_path)
-    with refuses(minidl.BackendError, "cannot be imported", IMPORTS[source], "pip install"):
+    with refuses(minidl.BackendError, "cannot be imported", IMPORTS[source], "remove it, then pip install"):
+        backend.get("cupy")
+    # to install the other package beside it would only break more
+    monkeypatch.setattr(device, "packages", lambda: {"cupy-cuda12x": "14.2.0"})
+    with refuses(minidl.BackendError, IMPORTS[source], "pip uninstall --yes cupy-cuda12x, then pip install"):
         backend.get("cupy")
 
 

@@ -73,7 +73,7 @@ def uninstall() -> str:
 
 def reinstall() -> str:
     """What puts one right package in the place of those that are there."""
-    return f"{uninstall()}, then {INSTALL}"
+    return f"{uninstall()}, then {INSTALL}" if packages() else f"remove it, then {INSTALL}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -108,17 +108,13 @@ def _error(message: str) -> BackendError:
 def _imported() -> Any:
     try:
         cupy: Any = importlib.import_module("cupy")
-    except ModuleNotFoundError as error:
-        if error.name not in ("cupy", None):  # CuPy is there and something that it needs is not
-            raise _error(f"needs CuPy, which cannot be imported ({gist(error)}): {INSTALL}") from error
-        raise _error(f"needs CuPy, which is not installed: {INSTALL}") from error
     except Exception as error:  # a broken CUDA installation raises more than ImportError
-        raise _error(f"needs CuPy, which cannot be imported ({gist(error)}): {INSTALL}") from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy" and not packages():
+            raise _error(f"needs CuPy, which is not installed: {INSTALL}") from error
+        raise _error(f"needs CuPy, which cannot be imported ({gist(error)}): {reinstall()}") from error
     if not hasattr(cupy, "ndarray"):  # a folder is enough for Python to import something
         folder = next(iter(cupy.__path__), "?")
-        raise _error(
-            f"needs CuPy, but the folder {folder}, which holds none, is in its place: delete it, then {INSTALL}"
-        )
+        raise _error(f"needs CuPy, but in its place is the folder {folder} without one: delete it, then {INSTALL}")
     if int(cupy.__version__.split(".")[0]) < 14:
         raise _error(f"needs CuPy 14, this is {cupy.__version__}: {reinstall()}")
     if _cuda(cupy) not in PINS:
