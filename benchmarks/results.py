@@ -117,7 +117,7 @@ def short(value: float) -> str:
 def versions() -> dict[str, str]:
     """Of Python and the libraries that this process has imported, NumPy with the BLAS it was built for."""
     found = {"Python": platform.python_version()}
-    for name, label in (("numpy", "NumPy"), ("torch", "PyTorch"), ("jax", "JAX")):
+    for name, label in (("numpy", "NumPy"), ("torch", "PyTorch"), ("jax", "JAX"), ("cupy", "CuPy")):
         if name in sys.modules:
             found[label] = str(sys.modules[name].__version__)
     config: Any = np.show_config(mode="dicts")

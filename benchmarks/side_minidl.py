@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from sizes import Size, batches, weights
@@ -15,15 +16,19 @@ from minidl.optimizers import Optimizer
 class Model(minidl.Layer):
     """Embedding, LSTM layers and the fused projection with its loss."""
 
-    def __init__(self, size: Size) -> None:
-        self.embedding = minidl.Embedding(size.vocabulary, size.embedding)
-        self.lstms = [minidl.LSTM(inputs, size.hidden) for inputs in size.inputs()]
-        self.head = minidl.LinearCrossEntropy(size.hidden, size.vocabulary)
+    def __init__(self, size: Size, backend: str = "numpy") -> None:
+        self.embedding = minidl.Embedding(size.vocabulary, size.embedding, backend=backend)
+        self.lstms = [minidl.LSTM(inputs, size.hidden, backend=backend) for inputs in size.inputs()]
+        self.head = minidl.LinearCrossEntropy(size.hidden, size.vocabulary, backend=backend)
         set_weights(self, size)
 
-    def forward_backward(self, inputs: np.ndarray, targets: np.ndarray, sizes: list[int], mark: Mark) -> float:
-        """The loss; adds all gradients. `mark` is called with the name of each part when it is done."""
-        x, embedding_cache = self.embedding.forward(inputs)
+    def forward_backward(self, inputs: np.ndarray, targets: np.ndarray, sizes: list[int], mark: Mark) -> Any:
+        """The loss; adds all gradients. `mark` is called with the name of each part when it is done.
+
+        The loss stays where it was computed: a GPU need not be waited for.
+        """
+        order, (ids, targets) = minidl.sequences.place(inputs, targets, like=self.embedding.weight.data)
+        x, embedding_cache = self.embedding.forward(ids, order)
         mark("embedding forward")
         caches = []
         for lstm in self.lstms:
@@ -37,7 +42,7 @@ class Model(minidl.Layer):
         mark("LSTM backward")
         self.embedding.backward(dx, embedding_cache)
         mark("embedding backward")
-        return float(loss)
+        return loss
 
 
 Mark = Callable[[str], None]
@@ -46,21 +51,26 @@ Mark = Callable[[str], None]
 def set_weights(model: minidl.Layer, size: Size) -> None:
     """The weights that all sides start from; the model declares its parts in the order of the data's way."""
     for parameter, values in zip(model.parameters(), weights(size).values(), strict=True):
-        parameter.data[...] = values
+        parameter.data[...] = minidl.to_backend(values, minidl.backend.of(parameter.data).__name__)
 
 
-def training_step(size: Size, mark: Mark = lambda part: None) -> Callable[[], float]:
-    """A function that trains one step and returns the loss before it."""
-    model = Model(size)
+def training_step(
+    size: Size, mark: Mark = lambda part: None, *, backend: str = "numpy", clip: float | None = None
+) -> Callable[[], Any]:
+    """A function that trains one step and returns the loss before it. `clip`: the largest norm of the gradient."""
+    model = Model(size, backend)
     rates: dict[str, Callable[..., Optimizer]] = {"adam": minidl.Adam, "sgd": minidl.SGD}
     optimizer = rates[size.optimizer](model.parameters(), lr=size.lr)
     flat = [(i.reshape(-1).astype(np.int32), t.reshape(-1).astype(np.int32)) for i, t in batches(size)]
     turns, sizes = itertools.cycle(flat), [size.batch] * size.steps
 
-    def step() -> float:
+    def step() -> Any:
         optimizer.zero_grad()
         mark("optimizer")
         loss = model.forward_backward(*next(turns), sizes, mark)
+        if clip is not None:
+            minidl.clip_grad_norm(optimizer.params, clip)
+            mark("clipping")
         optimizer.step()
         mark("optimizer")
         return loss

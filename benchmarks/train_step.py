@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import SupportsFloat
 
 import harness
 import sizes
@@ -45,9 +46,9 @@ def main() -> None:
     harness.run(sides, question, args)
 
 
-def ready(step: Callable[[], float]) -> Ready:
+def ready(step: Callable[[], SupportsFloat]) -> Ready:
     """Two steps to warm up, whose losses must be the same on all sides: the second is of changed weights."""
-    losses = [step(), step()]
+    losses = [float(step()), float(step())]
     return Ready(lambda: {"seconds": harness.median_seconds(step)}, losses)
 
 

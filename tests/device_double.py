@@ -380,7 +380,7 @@ class RawKernel:
         return value._host
 
 
-def install(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> types.ModuleType:
+def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """The double as `sys.modules["cupy"]` until the test ends; the module is returned."""
     syncs.clear()
     calls.clear()
@@ -412,12 +412,18 @@ def install(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> types.ModuleTy
     for thing in (ndarray, *functions):
         setattr(cupy, thing.__name__, thing)
     cupy.float64 = np.float64  # type: ignore[attr-defined]
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: devices)
+    cupy.__version__ = "14.2.0"  # type: ignore[attr-defined]
+    runtime = types.SimpleNamespace(
+        driverGetVersion=lambda: 12090, runtimeGetVersion=lambda: 12090, getDeviceCount=lambda: 1
+    )
+    runtime.getDeviceProperties = lambda _: {"name": b"a double of a GPU"}
+    device = types.SimpleNamespace(id=0, compute_capability="80", mem_info=(3 * 2**30, 4 * 2**30))
     cublas = types.SimpleNamespace(sgemm=_gemm(np.float32, ctypes.c_float), dgemm=_gemm(np.float64, ctypes.c_double))
     cupy.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
-        runtime=runtime, cublas=cublas, get_cublas_handle=lambda: "cublas"
+        runtime=runtime, Device=lambda: device, cublas=cublas, get_cublas_handle=lambda: "cublas"
     )
     cupy.syncs = syncs  # type: ignore[attr-defined]
     cupy.calls = calls  # type: ignore[attr-defined]
+    monkeypatch.setattr(backend.device, "_usable", cupy)  # looked at already: the look itself calls and waits
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     return cupy

@@ -1,10 +1,8 @@
-"""Which library an array belongs to, and what is said when CuPy cannot be used."""
+"""Which library an array belongs to, and what is done with it."""
 
 from __future__ import annotations
 
-import sys
 import types
-from pathlib import Path
 from typing import Any
 
 import device_double
@@ -55,58 +53,6 @@ def test_an_unknown_backend_is_refused_by_pack_and_to_backend() -> None:
         minidl.pack([[1, 2]], backend="tpu")
     with refuses(ValueError, "backend", "'tpu'"):
         minidl.to_backend(np.zeros(2), "tpu")
-
-
-@pytest.mark.parametrize("name", [name for name in CONSTRUCTORS if name != "Dropout"])
-def test_cupy_that_is_not_installed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", None)  # import then raises ModuleNotFoundError
-    with refuses(minidl.BackendError, "'cupy'", "cannot be imported", "pip install 'cupy-cuda12x[ctk]'"):
-        CONSTRUCTORS[name](backend="cupy")
-
-
-def test_cupy_whose_import_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cupy.py").write_text(
-        "raise OSError('libcudart.so.12: cannot open shared object file\\nsecond line')\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    with refuses(minidl.BackendError, "cannot be imported", "libcudart.so.12", "pip install"):
-        backend.get("cupy")
-
-
-def test_cupy_whose_import_breaks_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cupy.py").write_text("raise RuntimeError\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    with refuses(minidl.BackendError, "cannot be imported", "RuntimeError"):
-        backend.get("cupy")
-
-
-def test_a_folder_that_cupy_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cupy").mkdir()  # imports as an empty namespace package
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    try:
-        with refuses(minidl.BackendError, "'cupy'"):
-            backend.get("cupy")
-        assert minidl.to_host(np.zeros(2)).shape == (2,)  # NumPy goes on working beside it
-    finally:
-        sys.modules.pop("cupy", None)
-
-
-def test_cupy_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    device_double.install(monkeypatch, devices=0)
-    with refuses(minidl.BackendError, "GPU", "sees none"):
-        minidl.Linear(3, 2, backend="cupy")
-
-
-def test_cupy_without_a_driver(cupy: Any) -> None:
-    def fail() -> int:
-        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient\nmore")
-
-    cupy.cuda.runtime.getDeviceCount = fail
-    with refuses(minidl.BackendError, "GPU", "driver", "cudaErrorInsufficientDriver"):
-        minidl.Linear(3, 2, backend="cupy")
 
 
 def test_cupy_by_name_and_by_array(cupy: Any) -> None:

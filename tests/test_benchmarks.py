@@ -25,7 +25,8 @@ import side_floor  # noqa: E402
 import sizes  # noqa: E402
 from results import Question, Ratio  # noqa: E402
 
-PROGRAMS = ("train_step", "profile_step", "sweep", "poems_epoch", "generate", "memory", "scaling", "plots")
+GPU = ("device_calls", "gpu")
+PROGRAMS = ("train_step", "profile_step", "sweep", "poems_epoch", "generate", "memory", "scaling", "plots", *GPU)
 FIELDS = ("ratio", "ratio_is", "ours", "peers", "floor", "unit", "spread", "versions", "cores", "rounds")
 PRETENDING = f"""
 import sys

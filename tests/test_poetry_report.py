@@ -172,3 +172,22 @@ def test_too_few_poems_are_told_in_one_line_and_nothing_stays(tmp_path: Path) ->
     message = refused(run_program("report", "--corpus", "few", "--out", "a"), "8 poems are too few")
     assert message.startswith("report.py: error: ")
     assert not (tmp_path / "a").exists()
+
+
+def full(*_: object) -> Any:
+    raise MemoryError("Out of memory allocating 512 bytes")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "kept"),
+    [(training, "evaluate", "nothing was finished"), (minidl.AdaGrad, "__init__", "what was finished is in a")],
+)
+def test_memory_that_runs_out_loses_nothing(
+    place: object, name: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, name, full)
+    outcome = report("--epochs", 1, "--out", "a")
+    reason = f"out of memory (Out of memory allocating 512 bytes); end what else uses it; {kept}"
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.splitlines()[-1] == f"report.py: error: {reason}" and "Traceback" not in outcome.err
+    assert (tmp_path / "a" / "adam.safetensors").exists() == (tmp_path / "a").exists() == (kept[0] == "w")

@@ -34,7 +34,7 @@ from poetry_helpers import (
     tree,
     write_corpus,
 )
-from train import default_task, parse_arguments
+from train import default_task, main, parse_arguments
 from vocabulary import Vocabulary
 
 import minidl
@@ -552,6 +552,46 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_best_model_is_there(
     losses = [line["validation_loss"] for line in lines]
     assert facts["epoch"] in (losses.index(min(losses)) + 1, len(lines) + 1)
     assert [name for name in tree(here / "a") if "tmp" in name] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "epochs", "kept"),
+    [
+        (MemoryError("Out of memory allocating 512 bytes\nmore"), 0, "no epoch was finished"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), 2, "the best epoch so far is in a"),
+    ],
+)
+def test_memory_that_runs_out_is_told_with_a_remedy_and_loses_nothing(
+    here: Path, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, epochs: int, kept: str
+) -> None:
+    real, done = training.train_epoch, []
+
+    def full(*arguments: Any) -> training.Mean:
+        if len(done) == epochs:
+            raise error
+        done.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "train_epoch", full)
+    outcome = run_program("train", "--corpus", corpus_folder, *SMALL, "--epochs", "5", "--out", "a")
+    reason = f"out of memory ({str(error).splitlines()[0]}); a smaller --batch-size needs less; {kept}"
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.splitlines()[-1] == f"train.py: error: {reason}" and "Traceback" not in outcome.err
+    if not epochs:
+        assert tree(here) == []
+        return
+    assert len(jsonl(here / "a" / "metrics.jsonl")) == epochs
+    load_model(here / "a" / "model.safetensors")
+
+
+def test_another_error_of_a_gpu_is_not_taken_for_memory(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> training.Mean:
+        raise RuntimeError("cudaErrorIllegalAddress")
+
+    monkeypatch.setattr(training, "train_epoch", broken)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--corpus", str(corpus_folder), *SMALL, "--out", "a"])
+    with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
+        main()
 
 
 def test_a_text_in_another_script_gets_poems_too(here: Path) -> None:

@@ -110,6 +110,18 @@ def results_folder(path: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
+@contextlib.contextmanager
+def memory_advice(remedy: str, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn memory that runs out, on the host or on a GPU, into a UsageError with a remedy and what is not lost."""
+    try:
+        yield
+    except Exception as error:
+        if not minidl.backend.is_out_of_memory(error):
+            raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UsageError(f"out of memory ({lines[0]}); {remedy}; {kept()}") from error
+
+
 def next_run(prefix: str = "") -> Path:
     """The first of runs/1, runs/2, ... (or runs/<prefix>1, ...) that holds no run."""
     number = 1

@@ -42,8 +42,14 @@ class Start(NamedTuple):
 def main() -> int:
     args = parse_arguments()
     minidl.backend.get(args.backend)
-    with cli.results_folder(args.out) as out:
+    remedy = "end what else uses it"  # the sizes are the report's
+    with cli.results_folder(args.out) as out, cli.memory_advice(remedy, lambda: kept(out)):
         return report(args, out)
+
+
+def kept(out: Path) -> str:
+    """What a run that ends early leaves behind."""
+    return f"what was finished is in {out}" if any(out.iterdir()) else "nothing was finished"
 
 
 def report(args: Namespace, out: Path) -> int:

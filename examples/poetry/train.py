@@ -44,13 +44,19 @@ MAX_PIECE = 200  # longer lines of a --text are cut, since a batch takes as many
 def main() -> int:
     args = parse_arguments()
     minidl.backend.get(args.backend)
+    remedy = "end what else uses it" if args.protocol else "a smaller --batch-size needs less"
     with cli.results_folder(args.out) as out:
         try:
-            return train(args, out)
+            with cli.memory_advice(remedy, lambda: kept(out)):
+                return train(args, out)
         except KeyboardInterrupt:
-            saved = (out / "model.safetensors").exists()
-            cli.note(f"interrupted; {f'the best epoch so far is in {out}' if saved else 'no epoch was finished'}")
+            cli.note(f"interrupted; {kept(out)}")
             return 130
+
+
+def kept(out: Path) -> str:
+    """What a run that ends early leaves behind."""
+    return f"the best epoch so far is in {out}" if (out / "model.safetensors").exists() else "no epoch was finished"
 
 
 def train(args: Namespace, out: Path) -> int:

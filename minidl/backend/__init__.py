@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from . import threads
+from .. import threads
+from . import device
+from .device import BackendError as BackendError
+from .device import is_out_of_memory as is_out_of_memory
 
 LEAST = 2**19  # numbers to add that are worth a thread
 
@@ -24,36 +27,17 @@ Array = Any  # numpy.ndarray or cupy.ndarray: one code path serves both
 Rng = int | np.random.Generator | None  # where random numbers come from: a seed, a generator, or fresh entropy
 
 
-class BackendError(RuntimeError):
-    """The chosen backend cannot be used on this machine; the message says what to do."""
-
-
 def get(name: str) -> ModuleType:
     """The array library called `name`: "numpy" or "cupy".
 
-    Raises ValueError for another name, and BackendError where CuPy is missing or finds no GPU.
+    Raises ValueError for another name, and BackendError where CuPy is missing or cannot work (see `device`).
     There is no silent fall-back to the host.
     """
     if name == "numpy":
         return np
     if name != "cupy":
         raise ValueError(f"backend must be 'numpy' or 'cupy', got {name!r}")
-    try:
-        import cupy
-    except Exception as error:  # a broken CUDA installation raises more than ImportError
-        raise BackendError(
-            "backend 'cupy' needs CuPy, which cannot be imported here "
-            f"({_first_line(error)}); install it with: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
-        ) from error
-    try:
-        devices = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:
-        raise BackendError(
-            f"backend 'cupy' needs an NVIDIA GPU with its driver; CuPy reports: {_first_line(error)}"
-        ) from error
-    if devices < 1:
-        raise BackendError("backend 'cupy' needs an NVIDIA GPU; CuPy sees none")
-    return cupy
+    return device.usable_cupy()
 
 
 def of(array: Array) -> ModuleType:
@@ -145,8 +129,3 @@ def add_rows(target: Array, ids: Array, rows: Array) -> None:
     parts = threads.split(len(rows), threads.worth(rows.size, LEAST, rows))  # moved to where runs start
     cuts = np.searchsorted(starts, [part.start for part in parts] + [len(rows)])
     threads.run([partial(add, slice(*cut)) for cut in itertools.pairwise(cuts)])
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,74 @@
+"""python -m minidl.backend: what there is to compute with, NumPy and CuPy, and whether a GPU gives right results.
+
+Exit code 0 if CuPy works, 1 with one line that says why not. NumPy always does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from ..threads import get_num_threads, usable_cores
+from . import BackendError, device, get
+
+
+def main() -> int:
+    """Print it all; the exit code."""
+    blas = [f"{found['internal_api']} {found['version']}" for found in threadpool_info() if found["user_api"] == "blas"]
+    print(f"NumPy   {np.__version__} with {', '.join(blas) or 'a BLAS that tells no name'}")
+    print(f"threads {get_num_threads()}, of {usable_cores()} cores that this process may use")
+    try:
+        report_cupy()
+    except BackendError as error:
+        sys.stdout.flush()  # the lines stay in their order where both streams go to one place
+        print(f"minidl.backend: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def report_cupy() -> None:
+    """Lines on CuPy and the GPU, each printed as soon as it is known."""
+    installed = ", ".join(f"{version} ({name})" for name, version in device.packages().items())
+    print(f"CuPy    {installed or 'no package of that name is installed'}", flush=True)
+    started = time.perf_counter()
+    cupy = get("cupy")
+    seconds = time.perf_counter() - started
+    print("\n".join(facts(cupy)))
+    check(cupy)
+    print(f"check   a first kernel and a first matrix product are right; they were ready after {seconds:.1f} s")
+
+
+def facts(cupy: Any) -> list[str]:
+    """What CuPy, its driver and its GPU are."""
+    runtime, gpu = cupy.cuda.runtime, cupy.cuda.Device()
+    free, total = (size / 2**30 for size in gpu.mem_info)
+    capability = int(gpu.compute_capability) / 10
+    lines = [
+        f"CUDA    {device.dotted(runtime.runtimeGetVersion())}; the driver knows up to "
+        f"{device.dotted(runtime.driverGetVersion())}",
+        f"device  {gpu.id} of {runtime.getDeviceCount()}: {device.name(cupy)}, compute capability {capability:.1f}, "
+        f"{free:.1f} of {total:.1f} GiB free",
+    ]
+    if device.name(cupy) == device.EMULATOR:
+        lines.append("note    this is no GPU: CuPy runs on an emulator, on the processor")
+    return lines
+
+
+def check(cupy: Any) -> None:
+    """A kernel and a matrix product, held against what NumPy gives; BackendError if they differ."""
+    host = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+    x = cupy.asarray(host)
+    for what, got, expected in (
+        ("kernel", x * 2 + 1, host * 2 + 1),
+        ("matrix product", x @ x.T, host @ host.T),
+    ):
+        if not np.allclose(got.get(), expected, rtol=1e-5):
+            raise BackendError(f"backend 'cupy' gives wrong results for a first {what}: {device.reinstall()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
