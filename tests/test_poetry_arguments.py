@@ -108,11 +108,29 @@ def test_what_no_program_knows(here: Path, program: str, arguments: tuple[str, .
         ("--patience", "2"),
         ("--schedule", "one-cycle"),
         ("--optimizer", "sgd"),
+        ("--recipe", "best"),
+        ("--max-length", "64"),
+        ("--min-count", "10"),
+        ("--tied",),
     ],
 )
 def test_what_the_reports_protocol_fixes(here: Path, arguments: tuple[str, str]) -> None:
     refused(run_program("train", "--protocol", "report", *arguments), "--protocol report")
     assert tree(here) == []
+
+
+def test_a_recipe_replaces_defaults_and_nothing_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parsed(*arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        return vars(train.parse_arguments())
+
+    default, best = parsed(), parsed("--recipe", "best")
+    changed = {name for name in default if default[name] != best[name]} - {"recipe"}
+    assert changed == train.RECIPES["best"].keys()
+    assert {name: best[name] for name in changed} == train.RECIPES["best"]
+    given = parsed("--recipe", "best", "--dropout", "0.1", "--files", "2", "--no-tied", "--lr", "1")
+    assert (given["dropout"], given["files"], given["tied"], given["lr"]) == (0.1, 2, False, 1.0)
+    assert parsed("--recipe", "default") == default | {"recipe": "default"}
 
 
 @pytest.mark.usefixtures("at_once")
@@ -132,6 +150,10 @@ def test_what_the_protocol_fixes_is_not_overruled_in_silence(
     ("program", "arguments", "words"),
     [
         ("train", ("--text", "a.txt", "--corpus", "b"), ["--text", "--corpus"]),
+        ("train", ("--text", "a.txt", "--max-length", "64"), ["--text", "--max-length"]),
+        ("train", ("--tied",), ["--tied", "--embedding-size", "256"]),
+        ("train", ("--tied", "--embedding-size", "32", "--hidden-size", "16"), ["--tied", "--embedding-size", "16"]),
+        ("train", ("--recipe", "best", "--hidden-size", "16"), ["--tied", "--embedding-size", "16"]),
         ("generate", ("--argmax", "--top-k", "3"), ["--argmax", "--top-k"]),
         ("generate", ("--argmax", "--top-p", "0.5"), ["--argmax", "--top-p"]),
         ("generate", ("--argmax", "--temperature", "2"), ["--argmax", "--temperature"]),

@@ -29,6 +29,40 @@ def float64_model(dropout: float = 0.0) -> PoemModel:
     return filled(model, seed=4)
 
 
+def test_tied_the_table_is_the_projections_weight_too() -> None:
+    model = PoemModel(V, H, H, tied=True, rng=0)
+    assert model.head.weight is model.embedding.weight
+    assert [name for name, _ in model.named_parameters()] == [
+        "embedding.weight",
+        "lstm.weight_ih",
+        "lstm.weight_hh",
+        "lstm.bias",
+        "head.bias",
+    ]
+    assert (model.lstm.bias.data[H : 2 * H] == 1).all() and not model.lstm.bias.data[:H].any()
+    logits, _ = PoemModel(3000, 64, 64, tied=True, rng=0).next_logits(np.arange(100), None)
+    assert abs(logits).max() < 2, "the first guess is nearly even"
+    with pytest.raises(ValueError, match="embedding_size must be hidden_size = 4 if tied, got 3"):
+        PoemModel(V, E, H, tied=True)
+
+
+def test_the_gradient_of_a_tied_model_is_the_numerical_one() -> None:
+    model = PoemModel(V, H, H, tied=True, rng=0)
+    model.embedding = minidl.Embedding(V, H, dtype="float64", rng=1)
+    model.lstm = minidl.LSTM(H, H, dtype="float64", rng=2)
+    model.head = minidl.LinearCrossEntropy(H, V, model.embedding.weight, dtype="float64", rng=3)
+    minidl.gradcheck(MeanLoss(filled(model, seed=4), batch(False), step=3), rng=6)
+
+
+def test_a_tied_models_file_gives_it_back(tmp_path: Path) -> None:
+    model = PoemModel(len(VOCABULARY), H, H, tied=True, rng=0)
+    save_model(tmp_path / "m.safetensors", model, VOCABULARY)
+    loaded, _, metadata = load_model(tmp_path / "m.safetensors")
+    assert metadata["settings"]["tied"] and loaded.head.weight is loaded.embedding.weight
+    ids = np.array([1, 2])
+    assert (loaded.next_logits(ids, None)[0] == model.next_logits(ids, None)[0]).all()
+
+
 def batch(real: bool) -> Batch:
     """Lengths 4, 3, 3, 1, packed; with `real` some of the targets are pads."""
     rng = np.random.default_rng(5)
@@ -181,7 +215,7 @@ def test_a_saved_model_comes_back_with_the_same_logits(saved: Path) -> None:
 def test_the_file_alone_holds_vocabulary_and_settings(saved: Path) -> None:
     tensors, metadata = minidl.load(saved)
     assert metadata["tokens"] == VOCABULARY.tokens
-    assert metadata["settings"] == {"embedding_size": 6, "hidden_size": 8, "dropout": 0.25}
+    assert metadata["settings"] == {"embedding_size": 6, "hidden_size": 8, "dropout": 0.25, "tied": False}
     assert sorted(tensors) == [
         *("embedding.weight", "head.bias", "head.weight"),
         *("lstm.bias", "lstm.weight_hh", "lstm.weight_ih"),

@@ -40,6 +40,7 @@ from vocabulary import Vocabulary
 import minidl
 
 TEST = ["test_loss", "test_perplexity", "test_targets", "vocabulary_size", "unknown_rate"]
+ERRORS = ["test_loss_error", "test_perplexity_error"]
 STARTS = "日紅山夜湖海月"
 MISSING = "({}: not in this corpus's vocabulary)"
 FILES = ["curves.png", "metrics.jsonl", "model.safetensors", "poems.png", "poems.txt"]
@@ -86,7 +87,7 @@ def test_it_ends_well_and_leaves_four_files(run: tuple[Outcome, Path]) -> None:
 
 def test_the_metrics_have_the_fields_that_were_promised(run: tuple[Outcome, Path]) -> None:
     *epochs, last = jsonl(run[1] / "metrics.jsonl")
-    assert [list(line) for line in epochs] == [EPOCH_FIELDS] * 3 and list(last) == TEST
+    assert [list(line) for line in epochs] == [EPOCH_FIELDS] * 3 and list(last) == TEST + ERRORS
     assert [line["epoch"] for line in epochs] == [1, 2, 3]
     for line in epochs:
         assert line["validation_perplexity"] == pytest.approx(math.exp(line["validation_loss"]))
@@ -117,7 +118,8 @@ def test_stderr_tells_of_each_epoch_and_of_the_test(run: tuple[Outcome, Path]) -
         losses = f"train {line['train_loss']:.3f}  validation {line['validation_loss']:.3f} nats/char"
         speed = f"(perplexity {line['validation_perplexity']:.1f})  {line['chars_per_second']:,.0f} chars/s"
         assert f"epoch  {line['epoch']}  {losses} {speed}\n" in err
-    assert f"test {last['test_loss']:.3f} nats/char (perplexity {last['test_perplexity']:.1f})" in err
+    error = last["test_perplexity_error"]
+    assert f"test {last['test_loss']:.3f} nats/char (perplexity {last['test_perplexity']:.1f} ± {error:.1f})" in err
     assert f"over {last['test_targets']} targets; vocabulary 14, 0.00% unknown\n" in err
     assert "of 300 read, 300 kept\n" in err and "seed 3, into " in err
     assert "Warning" not in err and "Traceback" not in err
@@ -213,7 +215,7 @@ def test_text_trains_on_ones_own_lines(here: Path) -> None:
     assert len(outcome.out.splitlines()) == 7
     assert "200 kept" in outcome.err and "9 duplicate" in outcome.err
     *_, last = jsonl(here / "a" / "metrics.jsonl")
-    assert list(last) == TEST
+    assert list(last) == TEST + ERRORS
 
 
 def test_a_text_of_long_lines_is_cut_into_pieces_and_nothing_is_lost(

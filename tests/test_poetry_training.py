@@ -414,6 +414,8 @@ def test_the_test_figures_count_targets_and_unknowns() -> None:
         "test_targets",
         "vocabulary_size",
         "unknown_rate",
+        "test_loss_error",
+        "test_perplexity_error",
     ]
     assert (figures["test_targets"], figures["vocabulary_size"], figures["unknown_rate"]) == (10, 14, 0.4)
     nats = 0.0
@@ -423,6 +425,33 @@ def test_the_test_figures_count_targets_and_unknowns() -> None:
     assert figures["test_loss"] == pytest.approx(nats / 10, rel=1e-5)
     assert figures["test_perplexity"] == pytest.approx(math.exp(nats / 10), rel=1e-5)
     assert json.loads(json.dumps(figures)) == figures
+
+
+def test_the_error_of_the_test_figures_is_the_spread_over_drawn_poems() -> None:
+    """Against the bootstrap: the test poems drawn anew with repetition, many times."""
+    rng = np.random.default_rng(0)
+    poems = ["".join(rng.choice(list("甲乙丙丁"), rng.integers(1, 9))) for _ in range(60)]
+    model = small_model()
+    figures = figures_of_the_test_part(model, packed_task([POEMS, POEMS, poems], VOCABULARY, 2))
+    batches = packed_task([POEMS, POEMS, poems], VOCABULARY, 2).test
+    nats, targets = np.array([[float(model.nats(batch).real), len(batch.targets)] for batch in batches]).T
+    drawn = rng.integers(0, len(poems), (4000, len(poems)))
+    losses = nats[drawn].sum(axis=1) / targets[drawn].sum(axis=1)
+    assert figures["test_loss_error"] == pytest.approx(losses.std(), rel=0.06)
+    expected = figures["test_loss_error"] * figures["test_perplexity"]
+    assert figures["test_perplexity_error"] == pytest.approx(expected)
+
+
+def test_poems_of_the_reports_length_have_figures_of_their_own_where_there_are_longer_ones() -> None:
+    short, long = ["甲乙" * 24 + "甲", "乙"], ["丙" * 50, "丁" * 64]  # the first has 49
+    model = small_model()
+    figures = figures_of_the_test_part(model, packed_task([POEMS, POEMS, [*short, *long]], VOCABULARY, 2))
+    alone = figures_of_the_test_part(model, packed_task([POEMS, POEMS, short], VOCABULARY, 2))
+    assert figures["short_test_targets"] == alone["test_targets"] == 52
+    for name in ("loss", "perplexity", "loss_error", "perplexity_error"):
+        assert figures[f"short_test_{name}"] == pytest.approx(alone[f"test_{name}"])
+    assert figures["test_targets"] == 52 + 51 + 65
+    assert not any(name.startswith("short") for name in alone)
 
 
 def test_the_vocabulary_of_the_helpers_is_what_these_tests_take_it_for() -> None:

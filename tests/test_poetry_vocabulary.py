@@ -32,6 +32,10 @@ def test_the_most_frequent_characters_alone_are_kept_and_marks_do_not_count() ->
     for most in range(1, 4):
         assert Vocabulary.build(POEMS, most=most).tokens == everything[: 3 + most], "ties: first seen"
     assert Vocabulary.build(POEMS, marks=(END, UNKNOWN), most=1).tokens == [END, UNKNOWN, "甲"]
+    counts = {"三": 3, "二": 2, "一": 1}
+    texts = [character * count for character, count in counts.items()]
+    for least, known in ((1, "三二一"), (2, "三二"), (3, "三"), (4, "")):
+        assert Vocabulary.build(texts, least=least).tokens[3:] == list(known)
     assert Vocabulary.build(POEMS, most=2).encode("甲。丁丙").tolist() == [3, 4, 2, 2]
 
 

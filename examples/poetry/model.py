@@ -39,7 +39,12 @@ class Placed(NamedTuple):
 
 
 class PoemModel(minidl.Layer):
-    """ids -> embedding -> dropout -> LSTM -> dropout -> logits over the vocabulary."""
+    """ids -> embedding -> dropout -> LSTM -> dropout -> logits over the vocabulary.
+
+    `tied`: the embedding's table is the projection's weight too (Press & Wolf 2017), whose columns are the LSTM's
+    units; so `embedding_size` must be `hidden_size`. The table starts 1 / sqrt(hidden_size) as large, that
+    the first logits are not, and forget gates start open.
+    """
 
     def __init__(
         self,
@@ -47,15 +52,27 @@ class PoemModel(minidl.Layer):
         embedding_size: int = 128,
         hidden_size: int = 256,
         dropout: float = 0.0,
+        tied: bool = False,
         *,
         backend: str = "numpy",
         rng: Rng = None,
     ) -> None:
         rng = np.random.default_rng(rng)
-        self.settings = {"embedding_size": embedding_size, "hidden_size": hidden_size, "dropout": dropout}
+        if tied and embedding_size != hidden_size:
+            raise ValueError(f"embedding_size must be hidden_size = {hidden_size} if tied, got {embedding_size}")
+        self.settings = {
+            "embedding_size": embedding_size,
+            "hidden_size": hidden_size,
+            "dropout": dropout,
+            "tied": tied,
+        }
         self.embedding = minidl.Embedding(vocabulary_size, embedding_size, backend=backend, rng=rng)
         self.lstm = minidl.LSTM(embedding_size, hidden_size, backend=backend, rng=rng)
-        self.head = minidl.LinearCrossEntropy(hidden_size, vocabulary_size, backend=backend, rng=rng)
+        shared = self.embedding.weight if tied else None
+        self.head = minidl.LinearCrossEntropy(hidden_size, vocabulary_size, shared, backend=backend, rng=rng)
+        if tied:
+            self.embedding.weight.data[...] *= hidden_size**-0.5
+            self.lstm.bias.data[hidden_size : 2 * hidden_size] = 1
         self.embedding_dropout = minidl.Dropout(dropout, rng=rng)
         self.lstm_dropout = minidl.Dropout(dropout, rng=rng)
 

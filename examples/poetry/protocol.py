@@ -14,18 +14,22 @@ import numpy as np
 from cli import UsageError
 from model import Batch
 from training import Task
+from verse import MAX_LENGTH
 from vocabulary import END, PAD, UNKNOWN, Vocabulary
 
 FILES, WIDTH, BATCH_SIZE, EMBEDDING_SIZE, HIDDEN_SIZE = 8, 50, 256, 128, 256
 SETTINGS = {
     "files": FILES,
+    "max_length": MAX_LENGTH,
     "max_vocabulary": None,
+    "min_count": 2,
     "schedule": "constant",
     "patience": 1,  # the first epoch that is worse than the one before
     "batch_size": BATCH_SIZE,
     "hidden_size": HIDDEN_SIZE,
     "embedding_size": EMBEDDING_SIZE,
     "dropout": 0.0,
+    "tied": False,
     "clip": None,
 }
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.01, "adadelta": 0.5}

@@ -1,12 +1,14 @@
 """Train an LSTM on the Tang poems, watch it learn, and read what it writes.
 
 python examples/poetry/train.py                     the default recipe, on the report's 8 files
+python examples/poetry/train.py --recipe best       the recipe with the lowest perplexity, on all 58 files
 python examples/poetry/train.py --protocol report   the report's own experiment, as it was
 python examples/poetry/train.py --text FILE         your own poems or prose, one a line
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 from argparse import Namespace
@@ -28,7 +30,9 @@ from minidl.schedules import Schedule
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.03, "adadelta": 1.0, "sgd": 1.0}
 DEFAULTS = {
     "files": 8,
+    "max_length": MAX_LENGTH,
     "max_vocabulary": None,
+    "min_count": 2,
     "schedule": "constant",
     "epochs": 40,
     "patience": 3,
@@ -36,7 +40,24 @@ DEFAULTS = {
     "hidden_size": 256,
     "embedding_size": 128,
     "dropout": 0.3,
+    "tied": False,
     "clip": 1.0,
+}
+RECIPES: dict[str, dict[str, Any]] = {  # what they change of it
+    "default": {},
+    "best": {
+        "files": 58,
+        "max_length": 64,  # a regulated poem of eight seven-character lines
+        "min_count": 10,
+        "lr": 0.004,
+        "schedule": "one-cycle",
+        "epochs": 16,
+        "patience": 16,  # the schedule has to come to its end
+        "batch_size": 128,
+        "embedding_size": 256,
+        "dropout": 0.35,
+        "tied": True,
+    },
 }
 MAX_PIECE = 200  # longer lines of a --text are cut, since a batch takes as many steps as its longest
 
@@ -63,9 +84,8 @@ def train(args: Namespace, out: Path) -> int:
     task = report_task(args) if args.protocol else default_task(args)
 
     rng = np.random.default_rng(args.seed)
-    model = PoemModel(
-        len(task.vocabulary), args.embedding_size, args.hidden_size, args.dropout, backend=args.backend, rng=rng
-    )
+    sizes = args.embedding_size, args.hidden_size, args.dropout, args.tied
+    model = PoemModel(len(task.vocabulary), *sizes, backend=args.backend, rng=rng)
     schedule = build_schedule(args, model, task)
     weights = sum(parameter.data.size for parameter in model.parameters())
     cli.note(f"{weights:,} weights, {args.optimizer} with learning rate {args.lr:g}, seed {args.seed}, into {out}")
@@ -100,7 +120,7 @@ def parse_arguments() -> Namespace:
 
     def add(name: str, help: str, **how: Any) -> None:
         default = DEFAULTS.get(name[2:].replace("-", "_"))
-        parser.add_argument(name, help=help if default is None else f"{help} (default: {default})", **how)
+        parser.add_argument(name, help=help if default in (None, False) else f"{help} (default: {default})", **how)
 
     rates = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
     share = cli.real(lambda p: 0 <= p < 1, "from 0 to below 1")
@@ -108,7 +128,10 @@ def parse_arguments() -> Namespace:
     add("--corpus", "a folder with poet.tang.N.json files; without it they are fetched", type=Path, metavar="DIR")
     add("--files", "how many of the 58 Tang files, from the first", type=cli.whole(1, 58))
     add("--text", "train on this UTF-8 text instead, one poem or passage a line", type=Path, metavar="FILE")
+    add("--max-length", "leave out poems of more characters", type=cli.whole(1))
     add("--max-vocabulary", "know only the N most frequent characters", type=cli.whole(1), metavar="N")
+    add("--min-count", "know only characters seen so often", type=cli.whole(1))
+    add("--recipe", "best replaces the defaults below by those with the lowest perplexity", choices=list(RECIPES))
     add("--protocol", "the report's experiment, whose settings replace the defaults below", choices=["report"])
     add("--optimizer", "the update rule", default="adam", choices=list(LEARNING_RATES))
     add("--lr", f"learning rate (default: {rates})", type=cli.positive)
@@ -118,14 +141,15 @@ def parse_arguments() -> Namespace:
     add("--batch-size", "poems per step", type=cli.whole(1))
     add("--hidden-size", "units of the LSTM", type=cli.whole(1, 65536))
     add("--embedding-size", "size of a character's vector", type=cli.whole(1, 65536))
+    add("--tied", "the embedding is the projection's weight too", action=argparse.BooleanOptionalAction)
     add("--dropout", "share of units that a training step leaves out", type=share)
     add("--clip", "largest norm of the gradient", type=cli.positive)
     add("--out", "a new folder for the results (default: runs/1, runs/2, ...)", type=Path, metavar="DIR")
     add("--seed", "the seed of all random numbers", default=0, type=cli.whole(0))
     args = parser.parse_args()
-    for name in ("corpus", "files"):
+    for name in ("corpus", "files", "max_length"):
         if args.text and getattr(args, name) is not None:
-            parser.error(f"--text and --{name} exclude each other")
+            parser.error(f"--text and --{name.replace('_', '-')} exclude each other")
     settle(parser, args)
     return args
 
@@ -134,11 +158,14 @@ def settle(parser: cli.Parser, args: Namespace) -> None:
     """Fill in what was not given; the report's protocol fixes most of it, and contradicting it is an error."""
     if args.protocol and args.text:
         parser.error("--text does not go with --protocol report")
+    if args.protocol and args.recipe:
+        parser.error("--recipe does not go with --protocol report")
     if args.protocol and args.optimizer not in protocol.LEARNING_RATES:
         parser.error(f"--protocol report knows the optimizers {', '.join(protocol.LEARNING_RATES)}")
     if args.protocol and args.epochs is None:
         args.epochs = protocol.EPOCHS
-    for name, default in DEFAULTS.items():
+    recipe = RECIPES[args.recipe or "default"]
+    for name, default in {**DEFAULTS, **recipe}.items():
         fixed = protocol.SETTINGS.get(name, default) if args.protocol else default
         if getattr(args, name) is None:
             setattr(args, name, fixed)
@@ -146,6 +173,10 @@ def settle(parser: cli.Parser, args: Namespace) -> None:
             parser.error(f"--{name.replace('_', '-')} does not go with --protocol report, which fixes it")
     args.lr = args.lr or (protocol.LEARNING_RATES if args.protocol else LEARNING_RATES)[args.optimizer]
     args.out = args.out or cli.next_run()
+    if args.tied and args.embedding_size != args.hidden_size:
+        parser.error(
+            f"--tied needs --embedding-size {args.hidden_size}, as --hidden-size is; got {args.embedding_size}"
+        )
 
 
 def build_schedule(args: Namespace, model: PoemModel, task: Task) -> Schedule:
@@ -167,7 +198,7 @@ def default_task(args: Namespace) -> Task:
     """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
     parts = read_parts(args)
     gc.collect()  # the memory of the strings goes back to the system, before anything that stays settles among them
-    vocabulary = Vocabulary.build(parts[0], most=args.max_vocabulary)
+    vocabulary = Vocabulary.build(parts[0], most=args.max_vocabulary, least=args.min_count)
     return packed_task(parts, vocabulary, args.batch_size)
 
 
@@ -178,7 +209,7 @@ def read_parts(args: Namespace) -> list[Joined]:
         pieces = (line[at : at + MAX_PIECE] for line in found.poems for at in range(0, len(line), MAX_PIECE))
         poems = list(dict.fromkeys(pieces))
     else:
-        found = corpus.load(args.corpus, args.files, max_length=MAX_LENGTH)
+        found = corpus.load(args.corpus, args.files, max_length=args.max_length)
         poems = found.poems
     parts = corpus.split(poems)
     if not all(parts):
@@ -207,6 +238,15 @@ def epoch_text(line: dict[str, float]) -> str:
     )
 
 
+def figures_text(figures: dict[str, float], part: str) -> str:
+    value, error = figures[f"{part}_perplexity"], figures.get(f"{part}_perplexity_error")
+    spread = "" if error is None else f" ± {short(error)}"
+    return (
+        f"{figures[f'{part}_loss']:.3f} nats/char (perplexity {short(value)}{spread}) "
+        f"over {figures[f'{part}_targets']:,} targets"
+    )
+
+
 def short(perplexity: float) -> str:
     return f"{perplexity:.1f}" if perplexity < 1e6 else f"{perplexity:.1e}"
 
@@ -214,10 +254,10 @@ def short(perplexity: float) -> str:
 def last_line(args: Namespace, task: Task, model: PoemModel, lines: list[dict[str, float]]) -> dict[str, float]:
     """The figures to quote, of the best epoch; under the report's protocol with a word on how it was chosen."""
     last = held_out_figures(model, task)
-    cli.note(
-        f"test {last['test_loss']:.3f} nats/char (perplexity {short(last['test_perplexity'])}) over "
-        f"{last['test_targets']:,} targets; vocabulary {last['vocabulary_size']:,}, {last['unknown_rate']:.2%} unknown"
-    )
+    facts = f"vocabulary {last['vocabulary_size']:,}, {last['unknown_rate']:.2%} unknown"
+    cli.note(f"test {figures_text(last, 'test')}; {facts}")
+    if "short_test_loss" in last:
+        cli.note(f"of its poems of at most {MAX_LENGTH} characters {figures_text(last, 'short_test')}")
     if args.protocol:
         best = min(lines, key=lambda line: line["report_cross_entropy"])
         return {**best, **last, "selected_on_test": True}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from model import Batch, Nats, PoemModel
 from tqdm import tqdm
+from verse import MAX_LENGTH
 from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
 
 import minidl
@@ -81,7 +82,7 @@ def packed_task(parts: Sequence[Collection[str]], vocabulary: Vocabulary, batch_
         train=lambda rng: train.batches(batch_size, rng),
         steps=math.ceil(len(train.lengths) / batch_size),
         validation=list(validation.batches(batch_size, 0)),
-        test=list(test.batches(batch_size, 0)),
+        test=[test.batch(np.array([poem])) for poem in range(len(test.lengths))],  # one by one: for the error
         max_length=max(int(part.lengths.max()) for part in rows) - 1,
     )
 
@@ -92,18 +93,24 @@ class Mean:
     def __init__(self) -> None:
         self.real_nats: Any = 0.0
         self.pad_nats: Any = 0.0
-        self.targets = self.places = 0
+        self.targets = self.places = self.poems = 0
 
     def add(self, nats: Nats, batch: Batch) -> None:
         self.real_nats = self.real_nats + nats.real
         self.pad_nats = self.pad_nats + nats.pads
         self.places += len(batch.targets)
+        self.poems += batch.batch_sizes[0]
         self.targets += len(batch.targets) if batch.real is None else int(batch.real.sum())
 
     @property
     def loss(self) -> float:
         """Cross-entropy in nats per real target: a character or an end mark."""
-        return float(minidl.to_host(self.real_nats)) / self.targets
+        return self.nats / self.targets
+
+    @property
+    def nats(self) -> float:
+        """Summed over the real targets."""
+        return float(minidl.to_host(self.real_nats))
 
     @property
     def loss_with_pads(self) -> float:
@@ -216,14 +223,39 @@ def fit(
 
 
 def held_out_figures(model: PoemModel, task: Task) -> dict[str, float]:
-    """The figures on the test part, which (but under the report's protocol) nothing else has looked at."""
-    mean = evaluate(model, task.test)
+    """The figures on the test part, which (but under the report's protocol) nothing else has looked at.
+
+    Where there are poems of more than MAX_LENGTH characters, the shorter ones have figures of their own, so that
+    models with different limits can be compared.
+    """
+    means = [evaluate(model, [batch]) for batch in task.test]
+    figures = _figures("test", means)
     unknown = task.vocabulary.ids[UNKNOWN]
     unknowns = sum(int((batch.targets == unknown).sum()) for batch in task.test)
-    return {
-        "test_loss": mean.loss,
-        "test_perplexity": perplexity(mean.loss),
-        "test_targets": mean.targets,
-        "vocabulary_size": len(task.vocabulary),
-        "unknown_rate": unknowns / mean.targets,
-    }
+    figures |= {"vocabulary_size": len(task.vocabulary), "unknown_rate": unknowns / figures["test_targets"]}
+    figures |= _errors("test", means)
+    if task.max_length > MAX_LENGTH:
+        means = [mean for mean in means if mean.targets <= MAX_LENGTH + 1]  # the end is a target too
+        figures |= _figures("short_test", means) | _errors("short_test", means)
+    return figures
+
+
+def _figures(part: str, means: Sequence[Mean]) -> dict[str, float]:
+    """Loss, perplexity and targets of all `means` together."""
+    targets = sum(mean.targets for mean in means)
+    loss = sum(mean.nats for mean in means) / targets
+    return {f"{part}_loss": loss, f"{part}_perplexity": perplexity(loss), f"{part}_targets": targets}
+
+
+def _errors(part: str, means: Sequence[Mean]) -> dict[str, float]:
+    """The standard errors of these figures, if each mean is of one poem: what other poems would change.
+
+    The loss is a ratio of sums over poems, whose error is that of its residuals. Another seed would change it too.
+    """
+    if len(means) < 2 or any(mean.poems > 1 for mean in means):
+        return {}
+    nats, targets = np.array([[mean.nats, mean.targets] for mean in means]).T
+    loss = nats.sum() / targets.sum()
+    variance = ((nats - loss * targets) ** 2).sum() * len(means) / (len(means) - 1)
+    error = float(np.sqrt(variance) / targets.sum())
+    return {f"{part}_loss_error": error, f"{part}_perplexity_error": perplexity(loss) * error}

@@ -24,11 +24,18 @@ class Vocabulary:
 
     @classmethod
     def build(
-        cls, poems: Iterable[str], marks: Sequence[str] = (BEGIN, END, UNKNOWN), most: int | None = None
+        cls,
+        poems: Iterable[str],
+        marks: Sequence[str] = (BEGIN, END, UNKNOWN),
+        most: int | None = None,
+        least: int = 2,
     ) -> Vocabulary:
-        """`marks`, then the characters seen more than once, by falling frequency (ties: first seen), at most `most`."""
+        """`marks`, then at most `most` characters: those seen `least` times or more, the frequent ones first.
+
+        Among equals it is the first seen.
+        """
         counts = Counter(character for poem in poems for character in poem)
-        return cls([*marks, *[character for character, count in counts.most_common() if count > 1][:most]])
+        return cls([*marks, *[character for character, count in counts.most_common() if count >= least][:most]])
 
     def __len__(self) -> int:
         return len(self.tokens)
