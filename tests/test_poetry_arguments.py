@@ -119,6 +119,13 @@ def test_what_the_reports_protocol_fixes(here: Path, arguments: tuple[str, str])
     assert tree(here) == []
 
 
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("arguments", [("--files", "3"), ("--text", "a"), ("--min-count", "3"), ("--max-length", "9")])
+def test_what_the_reports_rows_fix(here: Path, arguments: tuple[str, str]) -> None:
+    refused(run_program("train", "--protocol", "report-rows", *arguments), arguments[0], "--protocol report-rows")
+    assert tree(here) == []
+
+
 def test_a_recipe_replaces_defaults_and_nothing_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     def parsed(*arguments: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])

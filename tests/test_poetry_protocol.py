@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import cli
@@ -12,7 +13,7 @@ import protocol
 import pytest
 from model import Batch, PoemModel
 from poetry_helpers import CHARACTERS, log_softmax, pseudo_poems
-from protocol import report_task
+from protocol import report_task, rows_task
 from training import Task, build_optimizer, fit
 from vocabulary import END, PAD, UNKNOWN
 
@@ -177,3 +178,27 @@ def test_its_training_loss_leaves_pads_out_but_its_gradient_counts_them(fitted: 
 def test_the_pseudo_poems_are_none() -> None:
     assert poetry_helpers.pseudo_poems(3) == pseudo_poems(3) != pseudo_poems(3, seed=1)
     assert set("".join(pseudo_poems(50))) == set(CHARACTERS + "，。")
+
+
+def test_the_rows_without_pads_are_the_reports_targets_in_the_reports_parts() -> None:
+    poems = [poem[: 1 + place % 10] for place, poem in enumerate(pseudo_poems(300))]
+    report, rows = report_task(poems), rows_task(poems, 32)
+    assert rows.vocabulary.tokens == report.vocabulary.tokens and rows.max_length == report.max_length
+    assert (report.steps, rows.steps) == (1, 8)
+
+    def pairs(batches: Iterable[Batch]) -> list[list[tuple[int, int]]]:
+        """(input, target) of every row without its pads, sorted."""
+        found = []
+        for batch in batches:
+            real = np.ones(len(batch.targets), bool) if batch.real is None else batch.real
+            starts = np.cumsum([0, *batch.batch_sizes[:-1]])
+            for row in range(batch.batch_sizes[0]):
+                places = [start + row for start, n in zip(starts, batch.batch_sizes, strict=True) if row < n]
+                found.append([(int(batch.inputs[k]), int(batch.targets[k])) for k in places if real[k]])
+        return sorted(found)
+
+    drawn = [list(rows.train(np.random.default_rng(seed))) for seed in (0, 1)]
+    assert pairs(drawn[0]) == pairs(drawn[1]) == pairs(report.train(np.random.default_rng(0)))
+    assert [len(batch.batch_sizes) for batch in drawn[0]] != [len(batch.batch_sizes) for batch in drawn[1]], "shuffled"
+    assert pairs(rows.validation) == pairs(rows.test) == pairs(report.test)
+    assert all(batch.batch_sizes[0] == 1 for batch in rows.test) and sum(b.real is not None for b in rows.test) == 0

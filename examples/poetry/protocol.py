@@ -4,11 +4,15 @@ The first 8 files with their duplicates, in their order; rows of 50: input c1 ..
 c2 ... cn, end, pads; batches of 256, never shuffled; the first 9 tenths of the batches train, the rest is the
 test part, which also decides when to stop; no clipping. So its figures are not a fair test's: the metrics
 carry the honest cross-entropy (of real targets, pads left out) beside the report's.
+
+`rows_task` has the same poems, targets and parts for other recipes: pads left out, and batches shuffled.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from cli import UsageError
@@ -17,12 +21,12 @@ from training import Task
 from verse import MAX_LENGTH
 from vocabulary import END, PAD, UNKNOWN, Vocabulary
 
+import minidl
+
 FILES, WIDTH, BATCH_SIZE, EMBEDDING_SIZE, HIDDEN_SIZE = 8, 50, 256, 128, 256
+DATA = {"files": FILES, "max_length": MAX_LENGTH, "max_vocabulary": None, "min_count": 2}
 SETTINGS = {
-    "files": FILES,
-    "max_length": MAX_LENGTH,
-    "max_vocabulary": None,
-    "min_count": 2,
+    **DATA,
     "schedule": "constant",
     "patience": 1,  # the first epoch that is worse than the one before
     "batch_size": BATCH_SIZE,
@@ -32,6 +36,7 @@ SETTINGS = {
     "tied": False,
     "clip": None,
 }
+PROTOCOLS: dict[str, dict[str, Any]] = {"report": SETTINGS, "report-rows": DATA}  # what each of them fixes
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.01, "adadelta": 0.5}
 EPOCHS = 30
 
@@ -56,15 +61,7 @@ POEMS = (
 
 def report_task(poems: Sequence[str], batch_size: int = BATCH_SIZE, width: int = WIDTH) -> Task:
     """The report's batches of `poems`; UsageError if they do not fill one batch for each of the two parts."""
-    vocabulary = Vocabulary.build(poems, marks=(END, UNKNOWN, PAD))
-    rows = np.full((2, len(poems), width), vocabulary.ids[PAD], np.int32)  # inputs and targets
-    for row, poem in enumerate(poems):
-        ids = vocabulary.encode(poem)
-        rows[0, row, : len(ids)] = [*ids[:-1], vocabulary.ids[END]]
-        rows[1, row, : len(ids)] = [*ids[1:], vocabulary.ids[END]]
-    train = int(0.9 * len(poems) / batch_size) * batch_size
-    if not 0 < train < len(poems):
-        raise UsageError(f"{len(poems)} poems are too few for the report's split into batches of {batch_size}")
+    vocabulary, rows, train = _rows(poems, batch_size, width)
     pad = vocabulary.ids[PAD]
 
     def cut(first: int, last: int) -> list[Batch]:
@@ -80,6 +77,42 @@ def report_task(poems: Sequence[str], batch_size: int = BATCH_SIZE, width: int =
         test=test_batches,
         max_length=max(map(len, poems)),
     )
+
+
+def rows_task(poems: Sequence[str], batch_size: int, width: int = WIDTH) -> Task:
+    """The same rows in the same parts, without their pads; training batches shuffled, of like lengths."""
+    vocabulary, rows, train = _rows(poems, BATCH_SIZE, width)
+    lengths = (rows[1] != vocabulary.ids[PAD]).sum(axis=1)
+
+    def batch(picked: np.ndarray) -> Batch:
+        picked = picked[np.argsort(-lengths[picked], kind="stable")]
+        alive = np.arange(lengths[picked[0]])[:, None] < lengths[picked]  # (T, poems)
+        inputs, targets = (part[picked, : len(alive)].T[alive] for part in rows)  # time-major
+        return Batch(inputs, targets, alive.sum(axis=1).tolist())
+
+    test = [batch(np.array([row])) for row in range(train, len(poems))]
+    return Task(
+        vocabulary=vocabulary,
+        train=lambda rng: map(batch, minidl.bucketed_batches(lengths[:train], batch_size, rng)),
+        steps=math.ceil(train / batch_size),
+        validation=[batch(train + picked) for picked in minidl.bucketed_batches(lengths[train:], batch_size, 0)],
+        test=test,
+        max_length=max(map(len, poems)),
+    )
+
+
+def _rows(poems: Sequence[str], batch_size: int, width: int) -> tuple[Vocabulary, np.ndarray, int]:
+    """(vocabulary, inputs and targets (2, poems, width), how many train)."""
+    vocabulary = Vocabulary.build(poems, marks=(END, UNKNOWN, PAD))
+    rows = np.full((2, len(poems), width), vocabulary.ids[PAD], np.int32)
+    for row, poem in enumerate(poems):
+        ids = vocabulary.encode(poem)
+        rows[0, row, : len(ids)] = [*ids[:-1], vocabulary.ids[END]]
+        rows[1, row, : len(ids)] = [*ids[1:], vocabulary.ids[END]]
+    train = int(0.9 * len(poems) / batch_size) * batch_size
+    if not 0 < train < len(poems):
+        raise UsageError(f"{len(poems)} poems are too few for the report's split into batches of {batch_size}")
+    return vocabulary, rows, train
 
 
 def _batch(rows: np.ndarray, pad: int) -> Batch:
