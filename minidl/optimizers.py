@@ -40,6 +40,11 @@ class Optimizer:
         if self._skipped is not None:
             backend.watch(self)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._skipped is not None:  # a copy is to be heard as well
+            backend.watch(self)
+
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
         for segment in segments(self.params):
