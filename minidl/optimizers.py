@@ -4,6 +4,7 @@ Every rule is elementwise, so it runs over the flat buffer that all parameters s
 blocks that stay in a cache, or on CuPy in one kernel (see `kernels.optimizers`). A gradient that is not finite
 is never applied: on NumPy FloatingPointError is raised before anything changes; on CuPy, where looking would
 stall the device, the step does nothing there and the error comes with the next value that `minidl.to_host` reads.
+Until then it counts as a step in Adam's t.
 """
 
 from __future__ import annotations
