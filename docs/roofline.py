@@ -64,13 +64,13 @@ def calls(batch: int = BATCH) -> list[Call]:
         Call("embedding forward", 0, 2 * rows * E),
         product(forward, rows, gates, E),  # x W_ih' of all time steps
         product(forward, batch, gates, H, T, adds=True),  # + h W_hh'
-        Call(forward, 0, (4 + 1 + 4 + 1 + 1) * state, T),  # reads z and c; writes the gates, c and h
+        Call(forward, 0, (4 + 1 + 4 + 2 + 1) * state, T),  # reads z and c; writes the gates, h twice, and c
         product(head, rows, V, H),  # logits, by blocks of rows
         Call(head, 0, 2 * rows * V),  # softmax and its gradient in their place
         product(head, rows, H, V),  # dh
         product(head, V, H, rows),  # dW
         Call(head, 0, rows * V),  # db
-        Call(backward, 0, (4 + 2 + 3 + 4 + 1) * state, T),  # reads the gates, two c, dy, dh and dc; writes dz and dc
+        Call(backward, 0, (4 + 1 + 3 + 4 + 1) * state, T),  # reads the gates, c, dy, dh and dc; writes dz and dc
         product(backward, batch, H, gates, T),  # dh = dz W_hh
         product(backward, rows, E, gates),  # dx
         product(backward, gates, E, rows),  # dW_ih

@@ -1,6 +1,6 @@
 """What a shortened LSTM gradient costs: the tables and the figure of lstm-gradients.md.
 
-    OMP_NUM_THREADS=1 python docs/shortened_gradients.py  prints the tables, in under a minute
+    OMP_NUM_THREADS=1 python docs/shortened_gradients.py  prints the tables, in about a minute
     python docs/shortened_gradients.py --figure FILE.png  draws the figure (needs matplotlib)
 
 One BLAS thread, because products as small as these only wait for a second one.

@@ -80,7 +80,7 @@ def ids(name: str, values: Array, limit: int, like: Array, rows: int | None = No
     on_device = backend.is_device(values)
     try:
         array = values if on_device else np.asarray(values)
-    except ValueError:  # a nest of unequal lists, or a whole PackedSequence
+    except (TypeError, ValueError):  # a nest of unequal lists, or of device arrays; a whole PackedSequence
         raise TypeError(f"{name} must be a 1-D array of integers, got {type(values).__name__}") from None
     if on_device and not backend.is_device(like):
         raise TypeError(f"{name} is a cupy array but the layer's weight is a numpy array")

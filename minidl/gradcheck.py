@@ -65,6 +65,10 @@ def gradcheck(layer: Any, *inputs: Any, rng: Rng = None) -> Report:
     parameters = layer.named_parameters() if isinstance(layer, Layer) else []
     arrays = [(f"input {index}", array) for index, array in enumerate(_floats(inputs))]
     for name, array in arrays + [(name, p.data) for name, p in parameters]:
+        if backend.is_device(array):
+            raise TypeError(
+                f"gradcheck works on the host, but {name} is a cupy array: check a layer of backend='numpy'"
+            )
         if array.dtype != np.float64:
             raise TypeError(f"gradcheck needs float64, got {array.dtype} for {name}")
 
@@ -160,7 +164,8 @@ def _floats(value: Any) -> list[Any]:
         value = list(value.values())
     if isinstance(value, (tuple, list)):
         return [array for part in value for array in _floats(part)]
-    return [value] if isinstance(value, np.ndarray) and value.dtype.kind == "f" else []
+    array = isinstance(value, np.ndarray) or backend.is_device(value)
+    return [value] if array and value.dtype.kind == "f" else []
 
 
 def _copied(value: Any) -> Any:

@@ -4,6 +4,7 @@ Every rule is elementwise, so it runs over the flat buffer that all parameters s
 blocks that stay in a cache, or on CuPy in one kernel (see `kernels.optimizers`). A gradient that is not finite
 is never applied: on NumPy FloatingPointError is raised before anything changes; on CuPy, where looking would
 stall the device, the step does nothing there and the error comes with the next value that `minidl.to_host` reads.
+Until then it counts as a step in Adam's t.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ class Optimizer:
         self.state = {name: xp.zeros(length, data.dtype) for name in self.state_names}
         self._skipped: Array | None = None if xp is np else xp.zeros((), np.int64)
         if self._skipped is not None:
+            backend.watch(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._skipped is not None:  # a copy is to be heard as well
             backend.watch(self)
 
     def zero_grad(self) -> None:

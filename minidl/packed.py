@@ -25,29 +25,28 @@ def shards(sizes: list[int], parts: int) -> list[slice]:
     """The sequences in up to `parts` parts with nearly equal sums of lengths: the work of each thread."""
     if parts == 1:
         return [slice(0, sizes[0])]
-    falls = np.asarray(sizes)
-    lengths = len(sizes) - np.searchsorted(falls[::-1], np.arange(sizes[0]), side="right")
+    ended = np.searchsorted(np.asarray(sizes[::-1]), np.arange(sizes[0]), side="right")  # steps with sizes <= sequence
+    lengths = len(sizes) - ended
     sums = np.concatenate(([0], np.cumsum(lengths)))
     cuts = np.searchsorted(sums, sums[-1] * np.arange(parts + 1) / parts).tolist()
     return [slice(start, stop) for start, stop in itertools.pairwise(cuts) if start < stop]
 
 
-def states(rows: list[slice]) -> tuple[list[slice], list[slice], list[slice]]:
-    """Where the rows of every time step lie once they follow one another, and where their states do.
+def repacked(rows: list[slice]) -> tuple[list[slice], list[slice]]:
+    """(own, before): where the rows of every time step lie once all follow one another, and what came before them.
 
-    (own, before, after): `before` and `after` are places in an array of states that begins with the initial ones.
+    `before` are places in an array that holds the initial states first, and then the state after every row.
     """
     counts = [of_step.stop - of_step.start for of_step in rows]
-    starts = [0, *itertools.accumulate(counts)]
-    own = [slice(start, start + n) for start, n in zip(starts, counts, strict=False)]
-    after = [slice(counts[0] + here.start, counts[0] + here.stop) for here in own]
-    before = [slice(0, counts[0])]
-    before += [slice(last.start, last.start + n) for last, n in zip(after, counts[1:], strict=False)]
-    return own, before, after
+    starts = [0, *itertools.accumulate(counts[:-1])]
+    own = [slice(start, start + n) for start, n in zip(starts, counts, strict=True)]
+    befores = [0, *(counts[0] + start for start in starts[:-1])]
+    before = [slice(start, start + n) for start, n in zip(befores, counts, strict=True)]
+    return own, before
 
 
 def blocks(*places: list[slice], limit: int) -> list[range]:
-    """The time steps in ranges of about `limit` rows, in each of which the `places` follow one another."""
+    """The time steps in ranges of up to `limit` rows, or one step, in each of which the `places` follow one another."""
     found, begin, rows = [], 0, 0
     for t, here in enumerate(places[0]):
         n = here.stop - here.start

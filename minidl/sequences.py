@@ -37,6 +37,9 @@ def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
     int32, and go to a GPU in one upload with their order. Raises ValueError for an empty list or an empty
     sequence, TypeError for what is not numeric.
     """
+    for index, sequence in enumerate(sequences):
+        if is_device(sequence):
+            raise TypeError(f"sequences[{index}] is a cupy array; sequences are packed on the host: minidl.to_host")
     arrays = [np.asarray(sequence) for sequence in sequences]
     if not arrays:
         raise ValueError("sequences is empty; expected at least one")

@@ -162,6 +162,8 @@ class ndarray:
 class _Memory:
     """Stands for cupy.cuda.MemoryPointer."""
 
+    device_id = 0
+
     def __init__(self, array: ndarray) -> None:
         self.array = array
 
@@ -414,7 +416,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     cupy.float64 = np.float64  # type: ignore[attr-defined]
     cupy.__version__ = "14.2.0"  # type: ignore[attr-defined]
     runtime = types.SimpleNamespace(
-        driverGetVersion=lambda: 12090, runtimeGetVersion=lambda: 12090, getDeviceCount=lambda: 1
+        driverGetVersion=lambda: 12090, runtimeGetVersion=lambda: 12090, getDeviceCount=lambda: 1, getDevice=lambda: 0
     )
     runtime.getDeviceProperties = lambda _: {"name": b"a double of a GPU"}
     device = types.SimpleNamespace(id=0, compute_capability="80", mem_info=(3 * 2**30, 4 * 2**30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import types
@@ -35,6 +36,10 @@ def fails(message: str, kind: type[Exception] = RuntimeError) -> Callable[..., A
         raise kind(message)
 
     return function
+
+
+def refuses_a_file(*_: Any, **__: Any) -> Any:
+    raise PermissionError(errno.EACCES, "Permission denied", "/home/me/.cupy/tmp1")
 
 
 class OutOfMemoryError(MemoryError):
@@ -128,6 +133,14 @@ BROKEN: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"ones": fails(FULL, OutOfMemoryError)},
         ["first kernel", FULL, "memory is full", "nvidia-smi"],
     ),
+    "a GPU that another holds alone": (
+        {"ones": fails("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable")},
+        ["first kernel", "cudaErrorDevicesUnavailable", "end what else uses the GPU", "nvidia-smi"],
+    ),
+    "a cache of kernels that cannot be written": (
+        {"ones": refuses_a_file},
+        ["first kernel", "Permission denied: '/home/me/.cupy/tmp1'", "CUPY_CACHE_DIR must name a folder"],
+    ),
     "a GPU that others have filled, as cuBLAS tells it": (
         {"ndarray.__matmul__": fails("CUBLAS_STATUS_ALLOC_FAILED")},
         ["first matrix product", "memory is full", "nvidia-smi"],
@@ -210,6 +223,19 @@ def test_cupy_whose_import_breaks(source: str, unlooked: None, tmp_path: Path, m
     monkeypatch.setattr(device, "packages", lambda: {"cupy-cuda12x": "14.2.0"})
     with refuses(minidl.BackendError, IMPORTS[source], "pip uninstall --yes cupy-cuda12x, then pip install"):
         backend.get("cupy")
+
+
+def test_a_folder_for_compiled_kernels_that_cannot_be_made(
+    unlooked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CuPy makes it as it is imported: in a container whose user has no home, nothing is wrong with the package."""
+    (tmp_path / "home").touch()
+    source = f"import os; os.makedirs({str(tmp_path / 'home' / '.cupy')!r})"
+    (tmp_path / "cupy.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(minidl.BackendError, match=r"cannot be imported.*CUPY_CACHE_DIR must name a folder") as caught:
+        backend.get("cupy")
+    assert "pip" not in str(caught.value)
 
 
 def test_a_folder_that_cupy_left_behind(unlooked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -377,6 +378,44 @@ def test_ids_on_a_device_do_not_reach_a_layer_on_the_host(cupy: Any) -> None:
         minidl.softmax_cross_entropy(np.ones((2, 3)), ids)
     with refuses(TypeError, "batch_sizes", "host"):
         minidl.LSTM(3, 3).forward(np.ones((1, 3), np.float32), cupy.asarray(np.array([1])))
+
+
+def test_what_the_host_must_have_is_asked_for_in_one_line(cupy: Any) -> None:
+    ids = cupy.asarray(np.array([0, 1]))
+    with refuses(TypeError, "ids must be a 1-D array of integers", "PackedSequence"):
+        minidl.Embedding(3, 3, backend="cupy").forward(minidl.pack([[0, 1]], backend="cupy"))
+    for backend in ("numpy", "cupy"):
+        with refuses(TypeError, "sequences[1] is a cupy array", "minidl.to_host"):
+            minidl.pack([[0], ids], backend=backend)
+    with refuses(TypeError, "rows must be on the host"):
+        minidl.Dropout(0.5).forward(cupy.ones((2, 3)), 0, ids)
+    for arguments in (
+        (minidl.Linear(3, 2, dtype="float64", backend="cupy"), cupy.ones((2, 3))),
+        (minidl.softmax_cross_entropy, cupy.ones((2, 3)), [0, 1]),
+    ):
+        with refuses(TypeError, "gradcheck works on the host", "input 0 is a cupy array"):
+            minidl.gradcheck(*arguments)
+
+
+def test_a_copied_optimizer_tells_of_bad_steps_too() -> None:
+    optimizer = copy.deepcopy(minidl.SGD([minidl.Parameter(minidl.to_backend(np.ones(3), "cupy"))], 0.1))
+    optimizer.params[0].grad[...] = np.nan
+    optimizer.step()
+    with refuses(FloatingPointError, "1 optimizer step"):
+        minidl.to_host(optimizer.params[0].data)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cupy"])
+@every_optimizer
+def test_an_empty_parameter_takes_part(make: Any, backend: str) -> None:
+    params = [minidl.Parameter(minidl.to_backend(np.ones(shape, np.float32), backend)) for shape in (3, (0, 2))]
+    for parameters in (params, params[1:]):
+        for parameter in parameters:
+            parameter.grad[...] = 1
+        norm = minidl.clip_grad_norm(parameters, 10.0)  # of parameters that share no memory yet, and of some that do
+        assert float(minidl.to_host(norm)) == pytest.approx(3**0.5 if parameters is params else 0)
+        make(parameters).step()
+    assert (minidl.to_host(params[0].data) < 1).all()
 
 
 def test_dropout_refuses_a_dy_of_the_other_library() -> None:

@@ -15,7 +15,7 @@ from helpers import refuses
 
 import minidl
 from minidl import kernels
-from minidl.kernels import embedding, launch, product
+from minidl.kernels import embedding, launch, optimizers, product
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +118,19 @@ def test_a_product_refuses_what_it_would_misread(
     assert "product" not in cupy.calls
 
 
+def test_work_on_another_gpu_than_the_current_one_is_refused(cupy: Any) -> None:
+    layer = minidl.LSTM(3, 4, backend="cupy")
+    x, grad = cupy.ones((2, 3), "float32"), cupy.ones(3, "float32")
+    cupy.cuda.runtime.getDevice = lambda: 1
+    cupy.calls.clear()
+    words = "an array of GPU 0 while GPU 1 is the current one", "`with cupy.cuda.Device(0):`"
+    with refuses(ValueError, "the product", *words):
+        layer.forward(x, [2])
+    with refuses(ValueError, "sum_squares", *words):
+        optimizers.clip_grad_norm([grad], 1.0)
+    assert not {"product", "lstm_forward", "sum_squares"} & set(cupy.calls)
+
+
 def test_a_batch_of_another_shape_reaches_no_kernel(cupy: Any) -> None:
     layer, head = minidl.Embedding(5, 4, backend="cupy"), minidl.LinearCrossEntropy(4, 5, backend="cupy")
     batch, other = minidl.pack([[0, 1, 4]], backend="cupy"), minidl.pack([[0, 1]], backend="cupy")
@@ -188,6 +201,17 @@ def test_ids_out_of_range_are_known_by_their_order(ids: list[list[int]], wrong: 
     batch = minidl.pack(ids, backend="cupy")
     with refuses(IndexError, "ids", wrong, "0 to 5"):
         minidl.Embedding(6, 3, backend="cupy").forward(batch.data, batch.order)
+
+
+def test_ids_that_int32_cannot_hold_do_not_come_round_as_others(cupy: Any) -> None:
+    weight, ids = cupy.zeros((6, 3)), np.array([0, 1])
+    for wrong in (np.array([2**32 + 1, 0]), np.array([2**31, 0], np.uint32), np.array([2**64 - 1, 0], np.uint64)):
+        with refuses(ValueError, "range of int32"):
+            minidl.sequences.place(ids, wrong, like=weight)
+        with refuses(ValueError, "range of int32"):
+            minidl.sequences.place(wrong, like=weight)
+    with refuses(TypeError, "integers", "float64"):
+        minidl.sequences.place(ids, np.ones(2), like=weight)
 
 
 class Model(minidl.Layer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -194,8 +195,13 @@ def test_ctrl_c_waits_for_the_workers() -> None:
         _thread.interrupt_main()
         time.sleep(10)
 
-    with pytest.raises(KeyboardInterrupt):
-        threads.run([interrupted, partial(counter, ended, begun)])
+    # a process that was started in the background may have been told to ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            threads.run([interrupted, partial(counter, ended, begun)])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.is_set(), "a worker was still writing"
     assert threads.run([partial(int, k) for k in range(4)]) == list(range(4))
 

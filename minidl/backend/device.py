@@ -21,6 +21,7 @@ PINS = {12: "'cupy-cuda12x[ctk]>=14,<15'", 13: "'cupy-cuda13x[ctk]>=14,<15'"}  #
 DRIVERS = {12: "525", 13: "580"}  # the first driver that runs every program made for that CUDA
 OLDEST_OF_CUDA_13 = 75  # compute capability 7.5, Turing
 INSTALL = f"pip install {PINS[13]}, or {PINS[12]} if nvidia-smi shows a CUDA version below 13"
+CACHE = "CUPY_CACHE_DIR must name a folder that can be written, where CuPy keeps compiled kernels"
 EMULATOR = "CPU emulator (not a GPU)"  # the name of the device that tests/emulator pretends to be
 OUT_OF_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -111,6 +112,8 @@ def _imported() -> Any:
     except Exception as error:  # a broken CUDA installation raises more than ImportError
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy" and not packages():
             raise _error(f"needs CuPy, which is not installed: {INSTALL}") from error
+        if _is_of_a_file(error):  # CuPy makes its cache of compiled kernels as it is imported
+            raise _error(f"needs CuPy, which cannot be imported ({gist(error)}): {CACHE}") from error
         raise _error(f"needs CuPy, which cannot be imported ({gist(error)}): {reinstall()}") from error
     if not hasattr(cupy, "ndarray"):  # a folder is enough for Python to import something
         folder = next(iter(cupy.__path__), "?")
@@ -162,6 +165,11 @@ def _cuda(cupy: Any) -> int:
     return int(cupy.cuda.runtime.runtimeGetVersion() // 1000)
 
 
+def _is_of_a_file(error: Exception) -> bool:
+    """Whether the system refused a file or folder by name; a library that cannot be loaded has none."""
+    return isinstance(error, OSError) and error.filename is not None
+
+
 def _try(action: Callable[[], Value], failure: str, pin: str = "") -> Value:
     """What `action` gives; else a BackendError that begins with `failure`, with the package that has what may lack."""
     try:
@@ -169,6 +177,10 @@ def _try(action: Callable[[], Value], failure: str, pin: str = "") -> Value:
     except Exception as error:
         if is_out_of_memory(error):
             remedy = "the GPU's memory is full: end what else uses it, nvidia-smi shows it"
+        elif _is_of_a_file(error):
+            remedy = CACHE
+        elif "cudaErrorDevicesUnavailable" in str(error):  # held in the exclusive mode, or shut off
+            remedy = "end what else uses the GPU, nvidia-smi shows it and its compute mode"
         else:
             remedy = f"pip install {pin} brings NVRTC and cuBLAS" if pin else "nvidia-smi must show the GPU"
         raise _error(f"is not usable, {failure} ({gist(error)}): {remedy}") from error

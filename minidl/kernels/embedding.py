@@ -108,8 +108,8 @@ def upload(ids: np.ndarray, *others: np.ndarray) -> tuple[RowsById, list[Array]]
     rows = np.argsort(_narrow(ids), kind="stable").astype(np.int32)
     ordered = ids[rows]
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True]))).astype(np.int32)
-    parts = [rows, starts, ids, *others]
-    whole = backend.get("cupy").asarray(np.concatenate(parts, dtype=np.int32, casting="same_kind"))
+    parts = [rows, starts, _int32(ids), *map(_int32, others)]
+    whole = backend.get("cupy").asarray(np.concatenate(parts))
     ends = np.cumsum([len(part) for part in parts]).tolist()
     there = [whole[end - len(part) : end] for part, end in zip(parts, ends, strict=True)]
     return RowsById(there[0], there[1], int(ordered[-1]), int(ordered[0])), there[2:]
@@ -126,6 +126,18 @@ def checked(ids: Array, order: RowsById | None, weight: Array) -> tuple[Array, R
         wrong = order.smallest if order.smallest < 0 else order.largest
         raise IndexError(f"ids holds the id {wrong}; expected 0 to {len(weight) - 1}")
     return ids, order
+
+
+def _int32(ids: np.ndarray) -> np.ndarray:
+    """`ids` as int32. One beyond its range would come round as another id, which nothing on the device checks."""
+    if ids.dtype == np.int32:
+        return ids
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"ids must be integers, got {ids.dtype}")
+    narrow = ids.astype(np.int32)
+    if not np.array_equal(narrow, ids):
+        raise ValueError("ids beyond the range of int32")
+    return narrow
 
 
 def _narrow(ids: np.ndarray) -> np.ndarray:

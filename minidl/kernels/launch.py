@@ -64,6 +64,7 @@ class Kernel:
         types = {**_FIXED, "real": dtype.type}
         for array, parameter in zip(arrays, self.arrays, strict=True):
             self._check(array, parameter, np.dtype(types[parameter.type]))
+        require_current(self.name, *arrays)
         pointers = tuple(np.uintp(0) if array is None else array for array in arrays)
         converters = [types[parameter.type] for parameter in self.numbers]
         compiled = self._compile(dtype.name)
@@ -103,6 +104,20 @@ def _parameter(text: str) -> _Parameter:
 def blocks(threads: int) -> int:
     """How many blocks hold that many threads."""
     return -(-threads // THREADS)
+
+
+def require_current(name: str, *arrays: Array | None) -> None:
+    """Raise ValueError for an array of another GPU than the current one, where its address would mean nothing."""
+    import cupy
+
+    here = cupy.cuda.runtime.getDevice()
+    for array in arrays:
+        if array is not None and array.data.device_id != here and array.size:
+            there = array.data.device_id
+            raise ValueError(
+                f"{name} is given an array of GPU {there} while GPU {here} is the current one: "
+                f"work within `with cupy.cuda.Device({there}):`"
+            )
 
 
 def shaped(name: str, array: Array, *shape: int) -> Array:

@@ -189,4 +189,5 @@ def clip_grad_norm(grads: Sequence[Array], max_norm: float) -> Array:
 
 
 def _blocks(flat: Array) -> int:
-    return min(blocks(flat.size), MOST_BLOCKS)
+    # at least one, also of an empty parameter: CuPy would launch it all the same, with no place for what it leaves
+    return max(1, min(blocks(flat.size), MOST_BLOCKS))

@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import backend
 from ..backend import Array
+from .launch import require_current
 
 # 0 and 1 in the host's memory, whence cuBLAS reads what a product and what it is added to are multiplied by
 _FACTORS = {dtype: np.array([0, 1], dtype) for dtype in ("float32", "float64")}
@@ -67,6 +68,7 @@ def _gemm(a: Array, b: Array, out: Array, add: bool, transposed: str) -> Callabl
             raise TypeError(f"the product's {name} must be {out.dtype}, float32 or float64, got {array.dtype}")
         if not array.flags.c_contiguous:
             raise ValueError(f"the product's {name} must be C-contiguous, got {array.shape} with gaps or turned")
+    require_current("the product", a, b, out)
     call = cupy.cuda.cublas.sgemm if out.dtype == np.float32 else cupy.cuda.cublas.dgemm
     zero, one = _factors(out.dtype.name)
     turned_a, turned_b = (int(letter == "T") for letter in transposed)

@@ -51,6 +51,8 @@ class Dropout(Layer):
         step = checks.integer("step", step, 0)
         if self.p == 0.0:
             return x, DropoutCache(None)
+        if is_device(rows):
+            raise TypeError("rows must be on the host, got a cupy array")
         given = rows
         rows = np.arange(x.shape[0]) if rows is None else np.asarray(rows)
         if rows.shape != x.shape[:1] or rows.dtype.kind not in "iu":

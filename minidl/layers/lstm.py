@@ -32,22 +32,22 @@ from ..workspace import empty, zeros
 from .lstm_cell import cell_backward, cell_forward, cell_slopes, halves
 
 BLOCK_ROWS = 1024  # of the time steps whose dL/dz is kept until it is summed into the weights' gradient
-STRIP = 2**16  # elements in each of the ten arrays of which a core's cache should hold all
+STRIP = 2**16  # elements of each (n, H) in `cell_slopes`: a core's cache should hold the five that it uses at a time
 LEAST_PRODUCT = 2**24  # multiplications that are worth a thread
-LEAST_STEP = 2**14  # elements of z in one time step that are worth a thread
+LEAST_STEP = 2**14  # elements of z, in what is computed at once, that are worth a thread
 
 State = tuple[Array, Array]  # (h, c), each (B, H)
 
 
 class Shard(NamedTuple):
-    """Some of a batch's sequences, with which one core walks through time. They are packed anew, by themselves."""
+    """Some of a batch's sequences, S with M rows, with which one core walks through time: packed by themselves."""
 
     sequences: slice  # which ones
-    rows: list[slice]  # where they lie in the batch at each time step
-    own: list[slice]  # and where in `gates`
-    before: list[slice]  # where the states that they had before that step lie in `cells`
-    gates: Array  # (4, n, H): i, f, g, o after their activation
-    cells: Array  # (n_0 + n, H): c_0, and c after every step
+    rows: list[slice]  # where their rows of each time step lie in the batch
+    own: list[slice]  # and where among their own M
+    before: list[slice]  # where the c that they had before each time step lies in `cells`
+    gates: Array  # (4, M, H): i, f, g, o after their activation
+    cells: Array  # (S + M, H): c_0, and c after every step
 
 
 class LSTMCache(NamedTuple):
@@ -104,9 +104,9 @@ class LSTM(Layer):
         sizes = checks.batch_sizes(batch_sizes, len(x))
         h0, c0 = self._state("state", state, sizes[0])
         y, h, c = empty((len(x), self.hidden_size), x), h0.copy(), c0.copy()
-        weights = self._transposed()
-        shards = [partial(self._walk, x, weights, y, h, c, sequences, sizes) for sequences in self._shards(sizes)]
-        cache = LSTMCache(x, h0, y, threads.run(shards))
+        weights = self._forward_weights()
+        walks = [partial(self._walk, x, weights, y, h, c, sequences, sizes) for sequences in self._shards(sizes)]
+        cache = LSTMCache(x, h0, y, threads.run(walks))
         return (y, (h, c)), cache
 
     def backward(self, dy: Array, cache: LSTMCache, dstate: State | None = None) -> tuple[Array, State]:
@@ -123,11 +123,11 @@ class LSTM(Layer):
         checks.matrix("dy", dy, H, like=self.weight_ih.data, rows=len(x))
         dh, dc = (part.copy() for part in self._state("dstate", dstate, len(cache.h0), exact=True))  # (B, H)
         dx = empty(x.shape, x)
-        shares = threads.run([partial(self._walk_back, cache, shard, dy, dh, dc, dx) for shard in cache.shards])
+        sums = threads.run([partial(self._walk_back, cache, shard, dy, dh, dc, dx) for shard in cache.shards])
 
         for gate in range(4):
             units = slice(gate * H, (gate + 1) * H)
-            for dweights in shares:  # always in the same order
+            for dweights in sums:  # always in the same order
                 self.weight_ih.grad[units] += dweights[gate, : self.input_size].T
                 self.weight_hh.grad[units] += dweights[gate, self.input_size : -1].T
                 self.bias.grad[units] += dweights[gate, -1]
@@ -138,27 +138,29 @@ class LSTM(Layer):
     ) -> Shard:
         """Forward through time with some `sequences`: fills y, and takes h and c (B, H) to after their last steps.
 
-        weights is [W_ih b]^T (4, I + 1, H) and W_hh^T (4, H, H).
+        weights are those of `_forward_weights`.
         """
         H, rows = self.hidden_size, packed.steps(sizes, sequences)
-        own, before, after = packed.states(rows)
+        own, before = packed.repacked(rows)
         x1 = empty((own[-1].stop, self.input_size + 1), x)  # [x 1]
         x1[:, -1] = 1
-        for theirs, ours in zip(rows, own, strict=True):
-            x1[ours, :-1] = x[theirs]
-        gates, cells = empty((4, len(x1), H), x), empty((after[-1].stop, H), x)
+        for there, here in zip(rows, own, strict=True):
+            x1[here, :-1] = x[there]
+        gates, cells = empty((4, len(x1), H), x), empty((before[0].stop + len(x1), H), x)
+        c_after = cells[before[0].stop :]  # a row for each of x1's, as in `gates`
         parts = threads.split(len(x1), threads.worth(x1.size * 4 * H, LEAST_PRODUCT, x))
         threads.run([partial(np.matmul, x1[part], weights[0], out=gates[:, part]) for part in parts])
 
-        h_t, cells[before[0]] = h[sequences], c[sequences]
-        products = empty((4, *h_t.shape), x)
+        h_before, cells[before[0]] = h[sequences], c[sequences]
+        products = empty((4, *h_before.shape), x)
         for t, here in enumerate(own):
             n = here.stop - here.start
             z = gates[:, here]
-            z += np.matmul(h_t[:n], weights[1], out=products[:, :n])
+            z += np.matmul(h_before[:n], weights[1], out=products[:, :n])
             h_t = y[rows[t]]
-            cell_forward(z, cells[before[t]], cells[after[t]], h_t)  # slices are views: this writes into all three
-        for states, steps, final in ((y, rows, h), (cells, after, c)):
+            cell_forward(z, cells[before[t]], c_after[here], h_t)  # slices are views: fills gates, cells and y
+            h_before = h_t
+        for states, steps, final in ((y, rows, h), (c_after, own, c)):
             for last, ended in packed.ends(steps):
                 final[sequences][ended] = states[last]
         return Shard(sequences, rows, own, before, gates, cells)
@@ -182,12 +184,13 @@ class LSTM(Layer):
 
         for block in reversed(blocks):
             start, end = own[block[0]].start, own[block[-1]].stop
-            here = {t: slice(own[t].start - start, own[t].stop - start) for t in block}
+            here = {t: slice(own[t].start - start, own[t].stop - start) for t in block}  # step t's rows of the block's
             for t in block:
                 h_before = y[rows[t - 1]] if t else cache.h0[sequences]
                 n = here[t].stop - here[t].start
-                inputs[here[t], : self.input_size], inputs[here[t], self.input_size : -1] = x[rows[t]], h_before[:n]
-            _fill_slopes(shard, block, dz, dh_dc, work)
+                inputs[here[t], : self.input_size] = x[rows[t]]
+                inputs[here[t], self.input_size : -1] = h_before[:n]
+            _fill_slopes(shard, block, dz, dh_dc, work)  # which dz holds until the loop below
             for t in reversed(block):
                 dz_t, n = dz[:, here[t]], here[t].stop - here[t].start
                 dh_t = dh[:n]
@@ -201,17 +204,21 @@ class LSTM(Layer):
         return dweights
 
     def _add_products(self, inputs: Array, dz: Array, dweights: Array, dx: Array) -> None:
-        """dweights += inputs^T dz;  dx = dz W_ih.  On several cores, unless it is itself one of several tasks."""
+        """dweights += inputs^T dz;  dx = dz W_ih, summed over the gates.
 
-        def add(gates: slice) -> None:
-            dweights[gates] += np.matmul(inputs.T, dz[gates], out=empty(dweights[gates].shape, dz))
+        inputs (n, I + H + 1), dz (4, n, H), dweights (4, I + H + 1, H), dx (n, I). On several cores, unless it is
+        itself one of several tasks.
+        """
+
+        def add(some: slice) -> None:  # of the four gates
+            dweights[some] += np.matmul(inputs.T, dz[some], out=empty(dweights[some].shape, dz))
 
         def fill(rows: slice) -> None:
             products = empty((4, rows.stop - rows.start, dx.shape[1]), dx)
             np.matmul(dz[:, rows], self._stacked()[0], out=products).sum(axis=0, out=dx[rows])
 
         parts = threads.worth(dz.size * inputs.shape[1], LEAST_PRODUCT, dz)
-        tasks = [partial(add, gates) for gates in threads.split(4, parts)]
+        tasks = [partial(add, some) for some in threads.split(4, parts)]
         tasks += [partial(fill, rows) for rows in threads.split(len(dx), parts)]
         threads.run(tasks, parts)
 
@@ -220,7 +227,7 @@ class LSTM(Layer):
         H = self.hidden_size
         return self.weight_ih.data.reshape(4, H, -1), self.weight_hh.data.reshape(4, H, H)
 
-    def _transposed(self) -> tuple[Array, Array]:
+    def _forward_weights(self) -> tuple[Array, Array]:
         """[W_ih b]^T (4, I + 1, H) and W_hh^T (4, H, H), halved for i, f and o as `cell_forward` wants z.
 
         Copied because products with them are faster so.
@@ -272,15 +279,19 @@ class LSTM(Layer):
 
 
 def _fill_slopes(shard: Shard, block: range, slopes: Array, dh_dc: Array, work: Array) -> None:
-    """`cell_slopes` of the time steps in `block`, in few calls: many small steps at once."""
-    _, _, own, before, gates, cells = shard
-    c = cells[before[0].stop :]
-    tasks, start = [], own[block[0]].start
+    """`cell_slopes` of the time steps in `block`, in few calls: many small steps at once.
+
+    Fills the first n rows of slopes (4, ..., H) and dh_dc (..., H), n being the block's; work (..., H) is scratch.
+    """
+    gates, cells, H = shard.gates, shard.cells, shard.gates.shape[2]
+    c_after = cells[shard.before[0].stop :]  # (M, H)
     steps = slice(block.start, block.stop)
-    for strip in packed.blocks(own[steps], before[steps], limit=STRIP // gates.shape[2]):
-        rows = packed.joined(own[steps], strip)
+    own, before = shard.own[steps], shard.before[steps]
+    tasks, start = [], own[0].start
+    for strip in packed.blocks(own, before, limit=STRIP // H):
+        rows = packed.joined(own, strip)
         here = slice(rows.start - start, rows.stop - start)
-        c_before = cells[packed.joined(before[steps], strip)]
-        arrays = gates[:, rows], c_before, c[rows], slopes[:, here], dh_dc[here], work[here]
+        c_before = cells[packed.joined(before, strip)]
+        arrays = gates[:, rows], c_before, c_after[rows], slopes[:, here], dh_dc[here], work[here]
         tasks.append(partial(cell_slopes, *arrays))
-    threads.run(tasks, threads.worth(4 * (own[block[-1]].stop - start) * gates.shape[2], LEAST_STEP, gates))
+    threads.run(tasks, threads.worth(4 * (own[-1].stop - start) * H, LEAST_STEP, gates))

@@ -1,10 +1,10 @@
-"""One time step of an LSTM, forward and backward: all of it that is elementwise, in place.
+"""The elementwise part of an LSTM's time step, forward and backward, in place.
 
     i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);   g = tanh(z_g)
     c_t = f * c_{t-1} + i * g
     h_t = o * tanh(c_t)
 
-np.ndarrays of gates are (4, n, H), in the order i, f, g, o. docs/lstm-gradients.md derives every line.
+Gates are (4, n, H), n rows of H units each, in the order i, f, g, o. docs/lstm-gradients.md derives every line.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 def cell_forward(z: np.ndarray, c_before: np.ndarray, c: np.ndarray, h: np.ndarray) -> None:
     """One time step: z (4, n, H) becomes the gates i, f, g, o in place; c and h (n, H) receive c_t and h_t.
 
-    Reads c_{t-1}; h_{t-1} is in z already. z_i, z_f and z_o come halved, because sigmoid(z) = (1 + tanh(z / 2)) / 2,
-    which cannot overflow.
+    c_before (n, H) is c_{t-1}; h_{t-1} is in z already. z_i, z_f and z_o come halved, because
+    sigmoid(z) = (1 + tanh(z / 2)) / 2, which cannot overflow.
     """
     half, rest = halves(z.dtype)
     np.tanh(z, out=z)
@@ -44,9 +44,9 @@ def cell_slopes(
 ) -> None:
     """The derivatives of c_t and h_t, for one time step or for many at once: no row needs another.
 
-    Reads gates (4, n, H), c_{t-1} and c_t (n, H). slopes (4, n, H) receives dc_t/dz_i, dc_t/dz_f, dc_t/dz_g and
-    dh_t/dz_o (o acts on h_t alone), dh_dc (n, H) receives dh_t/dc_t: all elementwise. work (n, H)
-    is scratch.
+    Reads gates (4, n, H), c_before and c (n, H), which are c_{t-1} and c_t. slopes (4, n, H) receives dc_t/dz_i,
+    dc_t/dz_f, dc_t/dz_g and dh_t/dz_o (o acts on h_t alone), dh_dc (n, H) receives dh_t/dc_t: all elementwise.
+    work (n, H) is scratch.
 
     sigmoid' = s (1 - s) and tanh' = 1 - g^2 follow from the activations themselves.
     """
@@ -71,8 +71,8 @@ def cell_slopes(
 def cell_backward(slopes: np.ndarray, dh_dc: np.ndarray, f: np.ndarray, dh: np.ndarray, dc: np.ndarray) -> None:
     """The gradient of one time step, by the chain rule: slopes (4, n, H) becomes dL/dz_t in place.
 
-    slopes and dh_dc come from `cell_slopes`; dh (n, H) is dL/dh_t. dc comes in as the part of dL/dc_t that flows
-    back from step t+1, and goes out as dL/dc_{t-1}. dh_dc is used up.
+    slopes and dh_dc (n, H) come from `cell_slopes`, f (n, H) is the forget gate, dh (n, H) is dL/dh_t. dc (n, H)
+    comes in as the part of dL/dc_t that flows back from step t+1, and goes out as dL/dc_{t-1}. dh_dc is used up.
     """
     dh_dc *= dh
     dc += dh_dc  # dL/dc_t = what came from t+1, plus dL/dh_t dh_t/dc_t

@@ -139,6 +139,18 @@ def test_optimizers_from_equal_gradients(name: str, shared: bool, dtype: str) ->
     state_agrees(f"{name}: state", sides[1][1], sides[0][1])
 
 
+@every_optimizer
+def test_an_empty_parameter_takes_part(name: str) -> None:
+    params = [minidl.Parameter(there(np.ones(shape, np.float32))) for shape in (3, (0, 2))]
+    for parameter in params:
+        parameter.grad[...] = 1
+    agree("clip_grad_norm", minidl.clip_grad_norm(params[1:], 1.0), 0.0, dtype="float32")
+    agree("clip_grad_norm", minidl.clip_grad_norm(params, 10.0), 3**0.5, dtype="float32")  # not yet one buffer
+    OPTIMIZERS[name](params[1:]).step()
+    OPTIMIZERS[name](params).step()
+    assert (minidl.to_host(params[0].data) < 1).all()
+
+
 @pytest.mark.parametrize("max_norm", [0.5, 1e6])
 def test_clipping_leaves_small_gradients_alone(max_norm: float) -> None:
     host, device = twins(minidl.Linear, 30, 40)
