@@ -9,18 +9,19 @@ would, not as poems that were bent into it. The most probable one is the poem.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from copies import LineIndex
 from model import PoemModel
+from plans import Impossible, Plan
 from readings import Sounds
-from request import Impossible, Plan
 from rules import Rules
 from vocabulary import BEGIN, END, Vocabulary
 
 import minidl
+from minidl import threads
 from minidl.backend import Rng
 from minidl.layers.lstm import State
 
@@ -28,7 +29,7 @@ CANDIDATES = 24  # for each poem
 
 
 class Poem(NamedTuple):
-    """A poem, its log-probability in the model at temperature 1 (marks and the end included), and its keyword's spot."""
+    """A poem, its log-probability at temperature 1 (marks and the end included), and where its keyword was put."""
 
     text: str
     log_probability: float
@@ -66,6 +67,22 @@ def compose(
     With `index` no line stands there. That alone can leave a candidate without anything to put at the end of a line;
     others take its place, and Impossible is raised if a poem has none left.
     """
+    task = partial(_compose, model, vocabulary, sounds, plan, count, choice, candidates, index, rng)
+    # In `run` BLAS is held to one thread: steps of this size gain nothing from more, and lose much on a busy machine.
+    return threads.run([task])[0]
+
+
+def _compose(
+    model: PoemModel,
+    vocabulary: Vocabulary,
+    sounds: Sounds,
+    plan: Plan,
+    count: int,
+    choice: Choice,
+    candidates: int,
+    index: LineIndex | None,
+    rng: Rng,
+) -> list[Poem]:
     rng = np.random.default_rng(rng)
     candidates = 1 if choice.argmax else candidates  # they would all be the same
     rows = count * candidates
@@ -129,7 +146,11 @@ class _Writer:
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these candidates, all of the same weight."""
-        self.tokens, self.latest, self.log_probability = self.tokens[rows], self.latest[rows], self.log_probability[rows]
+        self.tokens, self.latest, self.log_probability = (
+            self.tokens[rows],
+            self.latest[rows],
+            self.log_probability[rows],
+        )
         self.weights = np.zeros(len(rows))
         self.rules.keep(rows)
         if self.state is not None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 FILE = "lines.npy"  # beside model.safetensors
-LINE = re.compile(r"[^，。？！；：、…,.?!;:\s]+")
 ENDS = "，。？！；：、…,.?!;:"  # what ends a line
+LINE = re.compile(f"[^{re.escape(ENDS)}]+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _STIR = np.uint64(0xD6E8FEB86659FD93)
 _LOW = np.uint64(0xFFFF)

@@ -40,15 +40,16 @@ def table() -> dict[str, tuple[str, ...]]:
             found.setdefault(character, []).append(tone + name)
     readings = {character: tuple(groups) for character, groups in found.items()}
     for line in _lines("variants.txt"):
-        for variant, form in line.split():
-            readings.setdefault(variant, readings[form])
+        for pair in line.split():
+            readings.setdefault(pair[0], readings[pair[1]])
     return readings
 
 
 @cache
 def level_groups() -> tuple[str, ...]:
     """The thirty groups that regulated verse rhymes in, in their order."""
-    return tuple(dict.fromkeys(group for groups in table().values() for group in groups if is_level(group)))
+    named = ("".join(line.split()[:2]) for line in _lines("pingshui.txt"))
+    return tuple(group for group in named if is_level(group))
 
 
 def is_level(group: str) -> bool:
@@ -74,9 +75,10 @@ def sounds(tokens: Sequence[str]) -> Sounds:
     groups = level_groups()
     rows = {group: row for row, group in enumerate(groups)}
     found = Sounds(
-        np.array([is_character(token) for token in tokens], bool),
-        *np.zeros((2, len(tokens)), bool),
-        np.zeros((len(groups), len(tokens)), bool),
+        characters=np.array([is_character(token) for token in tokens], bool),
+        level=np.zeros(len(tokens), bool),
+        oblique=np.zeros(len(tokens), bool),
+        rhymes=np.zeros((len(groups), len(tokens)), bool),
     )
     for place, token in enumerate(tokens):
         for group in table().get(token, ()):

@@ -4,18 +4,20 @@ Every candidate keeps open what it can: the ways through the poem that its tones
 A character is allowed if at least one of them stays open with it, and enough endings are left for the lines to come;
 so no candidate ever comes to a place where nothing fits. Only --no-copy can bring one there (see composing.py).
 
-No two lines end in the same character. That is more than is asked, and keeps any line from being repeated.
+No two lines end in the same character. That is more than is asked, and keeps any line from being repeated. And no
+character comes a third time as long as there are others, lest a weak model goes round in circles.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from copies import LineIndex, begin, extend, token_codes
+from plans import Place, Plan
 from prosody import FREE, rhymes_at
 from readings import LEVEL, OBLIQUE, Sounds, level_groups
-from request import Place, Plan
 from vocabulary import Vocabulary
 
+TWICE = 2  # a character that stands so often in a poem is not taken again if there is another
 NEEDS = {FREE: 1, LEVEL: 2, OBLIQUE: 4}  # bits: what the open ways need at a place
 
 
@@ -57,6 +59,7 @@ class Rules:
         self.rhyming_left = np.tile((sounds.rhymes & unused).sum(axis=1), (rows, 1))  # (rows, G)
         self.oblique_left = np.full(rows, (sounds.oblique & unused).sum())
         self.either_left = np.tile(((sounds.rhymes | sounds.oblique) & unused).sum(axis=1), (rows, 1))
+        self.times = np.zeros(self.used.shape, np.int8)  # how often each token stands in the poem
         self.line = np.full((rows, width), -1)  # the line that is being written
         self.found = np.zeros(rows, bool)  # candidates whose keyword stands already
         self.codes = token_codes(vocabulary.tokens)
@@ -83,12 +86,27 @@ class Rules:
             tokens = self._endings(line)
         else:
             tokens = self.classes[np.bitwise_or.reduce(self.ways * self.needs[:, line, column], axis=1)]
+            fresh = tokens & (self.times < TWICE)
+            tokens = np.where(fresh.any(axis=1, keepdims=True), fresh, tokens)
         rows = np.flatnonzero(forced >= 0)
         tokens[rows] = False
         tokens[rows, forced[rows]] = True
         if column == self.plan.form.width - 1 and self.index is not None:
             self.index.forbid_endings(tokens, self.before, self.codes)
         return tokens
+
+    def reason(self, place: Place) -> str:
+        """What the first candidate has to keep at a place, in a few words."""
+        line, column = place
+        if self.forced(place)[0] >= 0:
+            return "asked for"
+        needs = np.bitwise_or.reduce(self.ways[0] * self.needs[:, line, column])
+        if column < self.plan.form.width - 1:
+            return "free" if needs & NEEDS[FREE] else "".join(t for t in (LEVEL, OBLIQUE) if needs & NEEDS[t])
+        names = [name[-1] for name, is_open in zip(level_groups(), self.groups[0], strict=True) if is_open]
+        rhyme = f"rhyme {''.join(names)}" if len(names) <= 3 else "rhyme"
+        here = [(rhyme, self._rhymes_here(line)[0]), (OBLIQUE, self._oblique_here(line)[0])]
+        return " or ".join(text for text, is_open in here if is_open)
 
     def advance(self, place: Place, tokens: np.ndarray) -> None:
         """Take note of the tokens (rows,) that were put there; each must have been allowed."""
@@ -98,6 +116,7 @@ class Rules:
         fits |= (needs == NEEDS[OBLIQUE]) & sounds.oblique[tokens][:, None]
         self.ways &= fits
         self.line[:, column] = tokens
+        self.times[np.arange(len(tokens)), tokens] += 1
         self.before = extend(self.before, self.codes[tokens])
         if column == self.plan.form.width - 1:
             self._end(line, tokens)
@@ -114,7 +133,7 @@ class Rules:
         """Go on with these candidates."""
         for name in ("spots", "ways", "groups", "used", "rhyming_left", "oblique_left", "either_left"):
             setattr(self, name, getattr(self, name)[rows])
-        for name in ("line", "found", "before"):
+        for name in ("times", "line", "found", "before"):
             setattr(self, name, getattr(self, name)[rows])
 
     def _wanted(self, line: int) -> tuple[int, int]:
@@ -165,7 +184,7 @@ class Rules:
     def _end(self, line: int, tokens: np.ndarray) -> None:
         """A line ended in `tokens`: settle whether the first one rhymes, and keep the groups that are open then."""
         oblique = self._oblique_here(line) & self.sounds.oblique[tokens]
-        after_rhyme, scarce = self._after_rhyme(line)
+        after_rhyme, _ = self._after_rhyme(line)
         after_oblique, tight = self._after_oblique(line)
         theirs = self.sounds.rhymes[:, tokens].T  # (rows, G)
         after_oblique &= ~(tight & theirs)
@@ -195,4 +214,3 @@ def _classes(sounds: Sounds) -> np.ndarray:
             for needs in range(8)
         ]
     )
-

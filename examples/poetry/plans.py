@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from copies import LineIndex
-from prosody import FREE, STARTS, Form, rhymes_at
+from prosody import COMMA, FREE, STARTS, STOP, Form, rhymes_at
 from readings import Sounds, is_character, level_groups, rhymes, tones
 
-MARKS = {"，": "，", ",": "，", "。": "。", ".": "。"}  # as one may type them
+MARKS = COMMA + STOP
 Place = tuple[int, int]  # line and character within it, both from 0
 
 
@@ -80,7 +80,7 @@ def _fixed(form: Form, start: str, acrostic: str) -> tuple[dict[Place, str], dic
             raise Impossible(f"--start is longer than a poem of {form.short}: {form.lines} lines of {form.width}")
         if character in MARKS:
             ended = line - (column == 0)
-            if column or not line or MARKS[character] != form.mark(ended):
+            if column or not line or character != form.mark(ended):
                 raise Impossible(
                     f"--start has {character} after {line * form.width + column} characters, where {form.short} has no "
                     "such mark"
@@ -131,7 +131,9 @@ def _narrowed(asked: Plan, tokens: Sequence[str], sounds: Sounds, rhyme: str | N
         what = f"in {rhyme}" if rhyme else "in any one group"
         fixed = sorted({asked.fixed[p] for p in asked.fixed if p[1] == asked.form.width - 1})
         beside = f" beside {'、'.join(fixed)}" if fixed else ""
-        raise Impossible(f"the model knows too few characters that rhyme {what} for a poem of {asked.form.short}{beside}")
+        raise Impossible(
+            f"the model knows too few characters that rhyme {what} for a poem of {asked.form.short}{beside}"
+        )
     last = (0, asked.form.width - 1)
     if last in asked.fixed:  # it may be read level or oblique: read it so that it binds the rhyme least
         unrhymed = tuple(way for way in ways if not rhymes_at(templates[way], 0))
@@ -210,4 +212,3 @@ def _with_keyword(
             reason = f": {error}"
     sound = "、".join(f"{c} {''.join(sorted(tones(c))) or '?'}" for c in keyword)
     raise Impossible(f"--keyword {keyword} ({sound}) fits no place in {form.short} beside what else is asked{reason}")
-
