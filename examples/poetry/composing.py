@@ -25,7 +25,11 @@ from minidl import threads
 from minidl.backend import Rng
 from minidl.layers.lstm import State
 
-CANDIDATES = 24  # for each poem
+CANDIDATES = 8  # for each poem: more are more probable, but plainer and slower
+KEYWORD_CANDIDATES = 24  # a keyword may stand in many places
+TINY = 1e-25  # of probability: what single precision still tells apart
+LEAST_SHARE = -1000.0
+FAR = 1e6  # below every log-probability
 
 
 class Poem(NamedTuple):
@@ -44,10 +48,33 @@ class Choice(NamedTuple):
     top_k: int | None = None
     top_p: float | None = None
 
-    def draw(self, scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, logits: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """An id for each row of `logits` (B, V) among those `allowed`, and the logarithm of what share of the
+        probability at this temperature was allowed."""
+        weights = self.scaled(logits)
+        weights -= weights.max(axis=1, keepdims=True)
+        np.exp(weights, out=weights)
+        total = weights.sum(axis=1)
+        weights *= allowed
+        cumulative = weights.cumsum(axis=1)
+        mass = cumulative[:, -1]
+        with np.errstate(divide="ignore"):
+            share = np.log(mass / total)
+        if self.argmax or self.top_k is not None or self.top_p is not None or mass.min() < TINY:
+            return self._careful(np.where(allowed, logits, np.float32(-np.inf)), rng), share
+        # As minidl.sample does it, but in single precision: half the time of a step would go into double.
+        draws = np.minimum(rng.random(len(mass), np.float32) * mass, np.nextafter(mass, np.float32(0)))
+        return (cumulative > draws[:, None]).argmax(axis=1).astype(np.int32), share
+
+    def _careful(self, scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """An id for each row of `scores` (B, V), where -inf forbids one, however improbable the others are."""
         if self.argmax:
-            return scores.argmax(axis=1)
-        return minidl.sample(scores, self.temperature, self.top_k, self.top_p, rng)
+            return scores.argmax(axis=1).astype(np.int32)
+        return minidl.sample(scores, self.temperature, self.top_k, self.top_p, rng).astype(np.int32)
+
+    def scaled(self, logits: np.ndarray) -> np.ndarray:
+        """Logits whose softmax is what is drawn from; a tiny temperature must not make them infinite."""
+        return logits * np.float32(1 if self.argmax else 1 / max(self.temperature, 1e-6))
 
 
 def compose(
@@ -58,16 +85,19 @@ def compose(
     count: int,
     *,
     choice: Choice,
-    candidates: int = CANDIDATES,
+    candidates: int | None = None,
     index: LineIndex | None = None,
+    no_copy: bool = False,
     rng: Rng = None,
 ) -> list[Poem]:
     """`count` poems after `plan`, each the likeliest of its own `candidates`.
 
-    With `index` no line stands there. That alone can leave a candidate without anything to put at the end of a line;
-    others take its place, and Impossible is raised if a poem has none left.
+    A candidate with a line that stands in `index` is taken only if all have one. With `no_copy` such a line is
+    forbidden. That alone can leave a candidate without anything to put at the end of a line; others take its place, and
+    Impossible is raised if a poem has none left.
     """
-    task = partial(_compose, model, vocabulary, sounds, plan, count, choice, candidates, index, rng)
+    candidates = candidates or (KEYWORD_CANDIDATES if plan.spots else CANDIDATES)
+    task = partial(_compose, model, vocabulary, sounds, plan, count, choice, candidates, index, no_copy, rng)
     # In `run` BLAS is held to one thread: steps of this size gain nothing from more, and lose much on a busy machine.
     return threads.run([task])[0]
 
@@ -81,13 +111,14 @@ def _compose(
     choice: Choice,
     candidates: int,
     index: LineIndex | None,
+    no_copy: bool,
     rng: Rng,
 ) -> list[Poem]:
     rng = np.random.default_rng(rng)
     candidates = 1 if choice.argmax else candidates  # they would all be the same
     rows = count * candidates
     spots = rng.integers(len(plan.spots), size=rows) if plan.spots else np.full(rows, -1)
-    writer = _Writer(model, vocabulary, Rules(plan, vocabulary, sounds, spots, index), choice, rng)
+    writer = _Writer(model, vocabulary, Rules(plan, vocabulary, sounds, spots, index if no_copy else None), choice, rng)
     for line in range(plan.form.lines):
         for column in range(plan.form.width):
             writer.character((line, column))
@@ -100,10 +131,11 @@ def _compose(
     best = scores.argmax(axis=1) + np.arange(count) * candidates
     if not np.isfinite(scores.max(axis=1)).all():
         raise Impossible("--no-copy leaves nothing to end a line with: every line as asked stands in the corpus")
-    return [
-        Poem(vocabulary.decode(writer.tokens[row]), float(writer.log_probability[row]), int(writer.rules.spots[row]))
-        for row in best
-    ]
+    texts = [vocabulary.decode(tokens) for tokens in writer.tokens]
+    if index is not None and not no_copy:
+        new = np.array([not index.copied(text) for text in texts]).reshape(count, candidates)
+        best = np.where(new, scores, scores - FAR).argmax(axis=1) + np.arange(count) * candidates
+    return [Poem(texts[row], float(writer.log_probability[row]), int(writer.rules.spots[row])) for row in best]
 
 
 class _Writer:
@@ -139,8 +171,7 @@ class _Writer:
         """The mark that ends a line, or the end of the poem."""
         logits = self._logits()
         tokens = np.full(len(logits), token, np.int32)
-        scaled = logits if self.choice.argmax else logits / np.float32(self.choice.temperature)
-        self.weights += _log_softmax_of(scaled, tokens)
+        self.weights += _log_softmax_of(self.choice.scaled(logits), tokens)
         self.log_probability += _log_softmax_of(logits, tokens)
         self._append(tokens)
 
@@ -151,7 +182,7 @@ class _Writer:
             self.latest[rows],
             self.log_probability[rows],
         )
-        self.weights = np.zeros(len(rows))
+        self.weights = np.where(np.isneginf(self.weights[rows]), -np.inf, 0.0)  # what is lost stays so
         self.rules.keep(rows)
         if self.state is not None:
             self.state = (self.state[0][rows], self.state[1][rows])
@@ -164,10 +195,8 @@ class _Writer:
         """A token for each row, from those that are allowed; a row without any weighs nothing from here on."""
         lost = ~allowed.any(axis=1)
         allowed[lost, self.end] = True
-        scores = np.where(allowed, logits, np.float32(-np.inf))
-        tokens = self.choice.draw(scores, self.rng).astype(np.int32)
-        temperature = np.float32(1 if self.choice.argmax else self.choice.temperature)
-        shares = _log_sum(scores / temperature) - _log_sum(logits / temperature)
+        tokens, shares = self.choice.draw(logits, allowed, self.rng)
+        shares = np.maximum(shares, LEAST_SHARE)  # improbable is not yet impossible
         self.weights += np.where(lost, -np.inf, np.where(paid, shares, 0.0))
         self.log_probability += _log_softmax_of(logits, tokens)
         return tokens
@@ -189,12 +218,9 @@ def _drawn_anew(weights: np.ndarray, candidates: int, rng: np.random.Generator) 
     return (chosen + np.arange(len(groups))[:, None] * candidates).ravel()
 
 
-def _log_sum(scores: np.ndarray) -> np.ndarray:
-    """log(sum(exp(scores))) of each row."""
-    top = scores.max(axis=1)
-    return top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
-
-
 def _log_softmax_of(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """The log-probability of a token in each row."""
-    return logits[np.arange(len(tokens)), tokens] - _log_sum(logits)
+    weights = logits - logits.max(axis=1, keepdims=True)
+    rows = np.arange(len(tokens))
+    chosen = weights[rows, tokens]
+    return chosen - np.log(np.exp(weights, out=weights).sum(axis=1))

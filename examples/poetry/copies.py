@@ -66,6 +66,10 @@ class LineIndex:
             before = extend(before, code)
         return bool(self.holds(before, np.array([last]))[0])
 
+    def copied(self, poem: str) -> list[str]:
+        """The lines of a poem that stand there."""
+        return [line for line in LINE.findall(poem) if line in self]
+
     def holds(self, before: np.ndarray, last: np.ndarray) -> np.ndarray:
         """Which of the lines hashed in `before` (B,) up to a last character of code `last` (B,) stand there."""
         wanted = _key(before) | (last & _LOW)

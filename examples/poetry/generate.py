@@ -27,14 +27,14 @@ EXPLAIN = (
 
 def main() -> int:
     args = parse_arguments()
-    path = args.model or newest_model(cli.RUNS)
+    path = args.model or cli.newest_model()
     model, vocabulary, facts = load_model(path)
     for name in ("start", "acrostic", "keyword"):
         setattr(args, name, wishes.in_vocabulary(getattr(args, name) or "", vocabulary, f"--{name}"))
     if not args.start + args.acrostic and BEGIN not in vocabulary:
         raise cli.UsageError(f"the model {path} needs a first character: give one with --start")
     args.max_length = args.max_length or facts.get("max_length", MAX_LENGTH)
-    index = wishes.line_index(path, facts) if args.no_copy else None
+    index = wishes.line_index(path, facts) if args.no_copy else wishes.index_at_hand(path)
     try:
         poet: Poet = (Free if args.form is None else Regulated)(args, model, vocabulary, index)
         for poems in poet.poems():
@@ -97,14 +97,6 @@ def explain(poet: Poet, poem: Poem, args: Namespace) -> None:
         from explaining_picture import draw_thoughts  # matplotlib is slow to import
 
         draw_thoughts(args.explain, thoughts)
-
-
-def newest_model(runs: Path) -> Path:
-    found = sorted(runs.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise cli.UsageError(f"no model under {runs.resolve()}: train one with train.py, or name one with --model")
-    cli.note(f"the model is {found[-1]}")
-    return found[-1]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import verse
 import wishes
-from composing import CANDIDATES, Choice, Poem, compose
+from composing import CANDIDATES, FAR, KEYWORD_CANDIDATES, Choice, Poem, compose
 from copies import LineIndex
 from free_verse import FreeVerse
 from model import PoemModel
@@ -19,8 +19,9 @@ from rules import Rules
 from scoring import log_probabilities
 from vocabulary import Vocabulary
 
-GROUP = 256  # poems, or candidates for them, written side by side; more need memory and are no faster
-KEYWORD_CANDIDATES = 16  # poems of free verse of which the one that takes its keyword best is kept
+GROUP = 256  # poems written side by side; more need memory and are no faster
+ROWS = 128  # candidates written side by side
+FREE_CANDIDATES = 2  # poems of free verse, if one can be preferred that copies no line
 LATEST_SPOT = 20  # and among how many characters from the beginning that begins
 
 
@@ -52,6 +53,7 @@ class Regulated:
 
     def __init__(self, args: Namespace, model: PoemModel, vocabulary: Vocabulary, index: LineIndex | None) -> None:
         self.args, self.model, self.vocabulary, self.index = args, model, vocabulary, index
+        self.forbidden = index if args.no_copy else None
         self.sounds = sounds(vocabulary.tokens)
         self.plan = plan(
             args.form,
@@ -61,17 +63,25 @@ class Regulated:
             acrostic=args.acrostic,
             rhyme=args.rhyme,
             keyword=args.keyword,
-            index=index,
+            index=self.forbidden,
         )
 
     def poems(self) -> Iterator[list[Poem]]:
         args, rng = self.args, np.random.default_rng(self.args.seed)
         choice = Choice(args.argmax, args.temperature, args.top_k, args.top_p)
-        group = max(1, GROUP // CANDIDATES)
+        group = max(1, ROWS // (KEYWORD_CANDIDATES if self.plan.spots else CANDIDATES))
         for written in range(0, args.count, group):
             count = min(group, args.count - written)
             yield compose(
-                self.model, self.vocabulary, self.sounds, self.plan, count, choice=choice, index=self.index, rng=rng
+                self.model,
+                self.vocabulary,
+                self.sounds,
+                self.plan,
+                count,
+                choice=choice,
+                index=self.index,
+                no_copy=args.no_copy,
+                rng=rng,
             )
 
     def referee(self, poem: Poem) -> Referee:
@@ -83,7 +93,7 @@ class RegulatedReferee:
 
     def __init__(self, poet: Regulated, poem: Poem) -> None:
         self.form, self.vocabulary = poet.plan.form, poet.vocabulary
-        self.rules = Rules(poet.plan, poet.vocabulary, poet.sounds, np.array([poem.spot]), poet.index)
+        self.rules = Rules(poet.plan, poet.vocabulary, poet.sounds, np.array([poem.spot]), poet.forbidden)
         self.place = 0
 
     def allowed(self) -> tuple[np.ndarray, str]:
@@ -107,8 +117,9 @@ class Free:
     """Poems without a form, in which no line comes twice."""
 
     def __init__(self, args: Namespace, model: PoemModel, vocabulary: Vocabulary, index: LineIndex | None) -> None:
-        wishes.check_start(args.start, index)
         self.args, self.model, self.vocabulary, self.index = args, model, vocabulary, index
+        self.forbidden = index if args.no_copy else None
+        wishes.check_start(args.start, self.forbidden)
         self.longest = max(args.max_length, len(args.start))
         last = self.longest - len(args.keyword)
         if args.keyword not in args.start and last < len(args.start):
@@ -120,7 +131,8 @@ class Free:
 
     def poems(self) -> Iterator[list[Poem]]:
         args, rng = self.args, np.random.default_rng(self.args.seed)
-        each = KEYWORD_CANDIDATES if args.keyword and not args.argmax else 1
+        each = KEYWORD_CANDIDATES if args.keyword else 1 if self.index is None or args.no_copy else FREE_CANDIDATES
+        each = 1 if args.argmax else each  # they would all be the same
         group = max(1, GROUP // each)
         for written in range(0, args.count, group):
             count = min(group, args.count - written)
@@ -134,23 +146,25 @@ class Free:
                 temperature=args.temperature,
                 top_k=args.top_k,
                 top_p=args.top_p,
-                rules=FreeVerse(self.vocabulary, index=self.index, keyword=args.keyword, spots=spots),
+                rules=FreeVerse(self.vocabulary, index=self.forbidden, keyword=args.keyword, spots=spots),
                 rng=rng,
             )
             yield self._best(texts, each, spots)
 
     def _best(self, texts: list[str], each: int, spots: np.ndarray | list[int]) -> list[Poem]:
-        """Of every `each` poems the one whose characters are likeliest, if it has the keyword."""
-        if not self.args.keyword:
-            return [Poem(text, 0.0) for text in texts]
-        scores = [float(np.nanmean(row)) for row in log_probabilities(self.model, self.vocabulary, texts)]
+        """Of every `each` poems one that copies no line, if there is; with a keyword the likeliest that has it."""
+        scores = [0.0] * len(texts)
+        if self.args.keyword:
+            scores = [float(np.nanmean(row)) for row in log_probabilities(self.model, self.vocabulary, texts)]
+        if self.index is not None and each > 1:
+            scores = [score - FAR * bool(self.index.copied(text)) for score, text in zip(scores, texts, strict=True)]
         kept = []
         for start in range(0, len(texts), each):
             rows = [row for row in range(start, start + each) if self.args.keyword in texts[row]]
             if not rows:
                 raise Impossible(f"--keyword {self.args.keyword} finds no place: each line with it would be forbidden")
             best = max(rows, key=scores.__getitem__)
-            kept.append(Poem(texts[best], scores[best], int(spots[best])))
+            kept.append(Poem(texts[best], scores[best], int(spots[best]) if len(spots) else -1))
         return kept
 
     def referee(self, poem: Poem) -> Referee:
@@ -162,7 +176,7 @@ class FreeReferee:
 
     def __init__(self, poet: Free, poem: Poem) -> None:
         self.start, self.longest, self.vocabulary = poet.args.start, poet.longest, poet.vocabulary
-        self.rules = FreeVerse(poet.vocabulary, index=poet.index, keyword=poet.args.keyword, spots=[poem.spot])
+        self.rules = FreeVerse(poet.vocabulary, index=poet.forbidden, keyword=poet.args.keyword, spots=[poem.spot])
         self.read_so_far: list[int] = []
 
     def allowed(self) -> tuple[np.ndarray, str]:

@@ -33,9 +33,3 @@ def log_probabilities(model: PoemModel, vocabulary: Vocabulary, poems: Sequence[
         found[part] = logits[np.arange(len(logits)), targets[part]] - np.log(np.exp(logits).sum(axis=1))
     missing = np.full(1 - len(first), np.nan)
     return [np.concatenate([missing, row[:, 0]]) for row in minidl.unpack(inputs._replace(data=found[:, None]))]
-
-
-def per_character(poem: str, found: np.ndarray, marks: str) -> float:
-    """The mean log-probability of a poem's characters, without its `marks` and its end."""
-    kept = [value for character, value in zip(poem, found, strict=False) if character not in marks]
-    return float(np.nanmean(kept))

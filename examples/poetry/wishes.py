@@ -92,6 +92,14 @@ def in_script(poem: str, script: str) -> str:
     return convert(poem, "t2s") if script == "simplified" else poem
 
 
+def index_at_hand(model: Path) -> LineIndex | None:
+    """The lines that the model was trained on, if they are in a file beside it."""
+    try:
+        return LineIndex.load(model.parent / FILE)
+    except (OSError, ValueError):
+        return None  # it only makes copied lines rarer; --no-copy is the one to complain
+
+
 def line_index(model: Path, facts: dict[str, Any]) -> LineIndex:
     """The lines that the model was trained on: from the file beside it, else from the corpus, and then put there."""
     path = model.parent / FILE
