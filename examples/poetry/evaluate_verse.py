@@ -20,24 +20,20 @@ import cli
 import corpus
 import numpy as np
 import wishes
-from composing import Choice, compose
 from copies import LINE, LineIndex
-from free_verse import FreeVerse
 from judging import Verdict, judge
-from model import PoemModel, load_model
-from plans import plan
+from model import load_model
+from poets import Free, Poet, Regulated
 from prosody import FORMS, Form
-from readings import Sounds, sounds
 from scoring import log_probabilities
-from verse import TEMPERATURE, write_poems
-from vocabulary import Vocabulary
+from verse import MAX_LENGTH, TEMPERATURE, write_poems
 
 import minidl
 
 MARKS = "，。？！；：、"
 LONGEST = 64  # characters of a 七律, marks included
 FREE_SAMPLES = 6  # times --count: few of them happen to have a form
-GROUP = 16  # poems of a form written side by side
+GROUP = 256  # free samples written side by side
 TIMED = 20  # poems, one after the other
 
 
@@ -61,60 +57,45 @@ class Row:
 
 
 class Writer:
-    """The model, and what is needed to write and judge with it."""
+    """The model, and how generate.py writes with it."""
 
     def __init__(self, args: Namespace, path: Path) -> None:
         self.args = args
-        self.model: PoemModel
-        self.vocabulary: Vocabulary
-        self.model, self.vocabulary, facts = load_model(path)
-        self.index = wishes.line_index(path, facts)
-        self.sounds: Sounds = sounds(self.vocabulary.tokens)
-        self.choice = Choice(temperature=args.temperature)
+        self.model, self.vocabulary, self.facts = load_model(path)
+        self.index = wishes.line_index(path, self.facts)
 
-    def regulated(self, form: Form, no_copy: bool) -> list[str]:
-        """--count poems of a form."""
-        rng = np.random.default_rng(self.args.seed)
-        poems: list[str] = []
-        asked = plan(form, self.vocabulary.tokens, self.sounds)
-        while len(poems) < self.args.count:
-            count = min(GROUP, self.args.count - len(poems))
-            written = compose(
-                self.model,
-                self.vocabulary,
-                self.sounds,
-                asked,
-                count,
-                choice=self.choice,
-                index=self.index,
-                no_copy=no_copy,
-                rng=rng,
-            )
-            poems += [poem.text for poem in written]
-        return poems
+    def written(self, form: Form | None, count: int, *, no_copy: bool = False) -> list[str]:
+        """Poems as generate.py writes them."""
+        return [poem.text for poems in self._poet(form, count, self.args.seed, no_copy).poems() for poem in poems]
 
-    def seconds(self, form: Form) -> float:
-        """For one poem, the median of several, on one core."""
-        asked, times = plan(form, self.vocabulary.tokens, self.sounds), []
-        threads = minidl.get_num_threads()
+    def seconds(self, form: Form | None) -> float:
+        """For one poem, the median of several written one after the other on one core."""
+        times, threads = [], minidl.get_num_threads()
         minidl.set_num_threads(1)
         for seed in range(TIMED):
+            poet = self._poet(form, 1, seed)
             start = time.perf_counter()
-            compose(self.model, self.vocabulary, self.sounds, asked, 1, choice=self.choice, rng=seed)
+            list(poet.poems())
             times.append(time.perf_counter() - start)
         minidl.set_num_threads(threads)
         return float(np.median(times))
 
-    def free(self, count: int, rules: FreeVerse | None, longest: int = LONGEST) -> list[str]:
+    def samples(self, count: int) -> list[str]:
+        """Poems that no rule holds to anything."""
         rng = np.random.default_rng(self.args.seed)
         poems: list[str] = []
         while len(poems) < count:
-            starts = [""] * min(256, count - len(poems))
+            starts = [""] * min(GROUP, count - len(poems))
             temperature = self.args.temperature
-            poems += write_poems(
-                self.model, self.vocabulary, starts, longest, temperature=temperature, rules=rules, rng=rng
-            )
+            poems += write_poems(self.model, self.vocabulary, starts, LONGEST, temperature=temperature, rng=rng)
         return poems
+
+    def _poet(self, form: Form | None, count: int, seed: int, no_copy: bool = False) -> Poet:
+        wanted = Namespace(form=form, count=count, seed=seed, no_copy=no_copy, temperature=self.args.temperature)
+        wanted.start = wanted.acrostic = wanted.keyword = ""
+        wanted.rhyme = wanted.top_k = wanted.top_p = None
+        wanted.argmax, wanted.max_length = False, self.facts.get("max_length", MAX_LENGTH)
+        return (Free if form is None else Regulated)(wanted, self.model, self.vocabulary, self.index)
 
 
 def main() -> int:
@@ -127,10 +108,11 @@ def main() -> int:
     for poem in found.poems:
         tang[judge(poem).shape].append(poem)
     lines = Counter(line for poem in found.poems for line in set(LINE.findall(poem)))
-    free = kept_in(args.out / "free-samples.txt", FREE_SAMPLES * args.count, lambda n: writer.free(n, None))
+    free = kept_in(args.out / "free-samples.txt", FREE_SAMPLES * args.count, writer.samples)
     rows = [row for form in FORMS for row in rows_of(writer, form, free, tang[form.short], lines)]
-    verse = kept_in(args.out / "free.txt", args.count, lambda n: writer.free(n, FreeVerse(writer.vocabulary)))
+    verse = kept_in(args.out / "free.txt", args.count, lambda n: writer.written(None, n))
     rows.append(row_of("free", "written", verse, writer, copied=copied(verse, writer.index)))
+    rows[-1].seconds = writer.seconds(None)
     rows.append(row_of("free", "free samples", free[: args.count], writer, copied=copied(free, writer.index)))
     others = spread(found.poems, args.count)
     rows.append(row_of("free", "Tang", others, writer, copied=shared(others, lines)))
@@ -159,8 +141,8 @@ def parse_arguments() -> Namespace:
 def rows_of(writer: Writer, form: Form, free: Sequence[str], tang: Sequence[str], lines: Counter[str]) -> list[Row]:
     """All that is said of one form."""
     out, count, short = writer.args.out, writer.args.count, form.short
-    plain = kept_in(out / f"{form.short}.txt", count, lambda _: writer.regulated(form, no_copy=False))
-    fresh = kept_in(out / f"{form.short}-no-copy.txt", count, lambda _: writer.regulated(form, no_copy=True))
+    plain = kept_in(out / f"{form.short}.txt", count, lambda n: writer.written(form, n))
+    fresh = kept_in(out / f"{form.short}-no-copy.txt", count, lambda n: writer.written(form, n, no_copy=True))
     same = [poem for poem in free if judge(poem).shape == short]
     strict = [poem for poem in same if judge(poem).kept]
     real = spread(tang, count)

@@ -91,12 +91,14 @@ def _sound(character: str) -> str:
 def _table() -> dict[str, list[int]]:
     """The numbers of every character's groups; an unknown character has none."""
     found: dict[str, list[int]] = defaultdict(list)
-    here = Path(__file__).parent
-    rows = [row.split() for row in (here / "pingshui.txt").open(encoding="utf-8") if row[0] != "#"]
-    for number, row in enumerate(rows):
-        for character in row[2]:
+    for number, row in enumerate(_rows("pingshui.txt")):
+        for character in row.split()[2]:
             found[character].append(number)
-    variants = "".join(row for row in (here / "variants.txt").open(encoding="utf-8") if row[0] != "#")
-    for pair in variants.split():
+    for pair in " ".join(_rows("variants.txt")).split():
         found[pair[0]] = found[pair[0]] or found[pair[1]]
     return found
+
+
+def _rows(name: str) -> list[str]:
+    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    return [row for row in text.split("\n") if row and row[0] != "#"]

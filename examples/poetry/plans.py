@@ -128,18 +128,24 @@ def _narrowed(asked: Plan, tokens: Sequence[str], sounds: Sounds, rhyme: str | N
     open_groups = {way: _groups(asked, templates[way], tokens, sounds) for way in ways}
     ways = tuple(way for way in ways if open_groups[way])
     if not ways:
-        what = f"in {rhyme}" if rhyme else "in any one group"
-        fixed = sorted({asked.fixed[p] for p in asked.fixed if p[1] == asked.form.width - 1})
-        beside = f" beside {'、'.join(fixed)}" if fixed else ""
-        raise Impossible(
-            f"the model knows too few characters that rhyme {what} for a poem of {asked.form.short}{beside}"
-        )
+        raise Impossible(_why_no_rhyme(asked, rhyme))
     last = (0, asked.form.width - 1)
     if last in asked.fixed:  # it may be read level or oblique: read it so that it binds the rhyme least
         unrhymed = tuple(way for way in ways if not rhymes_at(templates[way], 0))
         ways = unrhymed or ways
     groups = tuple(sorted(set().union(*(open_groups[way] for way in ways))))
     return replace(asked, ways=ways, groups=groups)
+
+
+def _why_no_rhyme(asked: Plan, rhyme: str | None) -> str:
+    """Why no rhyme group has what the lines need."""
+    endings = {place: asked.fixed[place] for place in sorted(asked.fixed) if place[1] == asked.form.width - 1}
+    for place, character in endings.items():
+        if rhyme and place[0] % 2 and rhyme not in rhymes(character):
+            return f"{character} ({asked.origin.get(place, '--keyword')}) does not rhyme in {rhyme}"
+    what = f"in {rhyme}" if rhyme else "in any one group"
+    beside = f" beside {'、'.join(endings.values())}" if endings else ""
+    return f"the model knows too few characters that rhyme {what} for a poem of {asked.form.short}{beside}"
 
 
 def _clash(template: list[str], fixed: dict[Place, str]) -> Place | None:
