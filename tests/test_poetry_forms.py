@@ -80,11 +80,20 @@ def test_free_verse_has_a_keyword_and_no_line_twice() -> None:
 
 
 def test_no_copy_in_free_verse() -> None:
-    before = poems("--count", 40, "--max-length", 8)
+    before = poems("--count", 40, "--max-length", 5)
     LineIndex.build(before).save(Path(FILE))
     index = LineIndex.load(Path(FILE))
-    after = poems("--count", 40, "--max-length", 8, "--no-copy")
-    assert len(after) == 40 and [line for poem in after for line in index.copied(poem)] == []
+    after = poems("--count", 40, "--max-length", 5, "--no-copy")
+    assert [line for poem in after for line in index.copied(poem)] == []
+    assert sum(len(poem) == 5 for poem in after) > 30, "what would complete a line is forbidden, not cut off"
+
+
+def test_free_verse_avoids_copies_where_the_index_is_at_hand() -> None:
+    before = poems("--count", 40, "--max-length", 5)
+    LineIndex.build(before[::2]).save(Path(FILE))
+    index = LineIndex.load(Path(FILE))
+    after = poems("--count", 40, "--max-length", 5)
+    assert sum(bool(index.copied(poem)) for poem in after) < 10 < sum(bool(index.copied(poem)) for poem in before)
 
 
 def test_no_copy_reads_the_corpus_once(tmp_path: Path) -> None:

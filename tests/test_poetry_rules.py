@@ -127,17 +127,43 @@ def test_wishes_are_met_or_refused(
 
 def test_plain_wishes_are_not_refused() -> None:
     """The property above would hold if everything were refused."""
-    wishes = [
-        {"start": "山"},
-        {"rhyme": "上平聲一東"},
-        {"keyword": "秋"},
-        {"keyword": "白日"},
-        {"start": "夜月山花落，秋"},
-    ]
-    for form, wish in itertools.product(FORMS, wishes):
-        if form.width == 5 or "，" not in wish.get("start", ""):
-            assert plan(form, VERSES.tokens, sounds(VERSES.tokens), **wish).ways  # type: ignore[arg-type]
-    assert plan(FIVE, VERSES.tokens, sounds(VERSES.tokens), acrostic="山花天人").ways
+    for form, (name, value) in itertools.product(
+        FORMS, [("start", "山"), ("rhyme", "上平聲一東"), ("keyword", "秋"), ("keyword", "白日")]
+    ):
+        assert plan(form, VERSES.tokens, sounds(VERSES.tokens), **{name: value}).ways  # type: ignore[arg-type]
+    for name, value in (("start", "夜月山花落，秋"), ("acrostic", "山花天人")):
+        assert plan(FIVE, VERSES.tokens, sounds(VERSES.tokens), **{name: value}).ways  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "characters",
+    [
+        "香霜望月",  # 望 may rhyme or stand where the tone is oblique, but not everywhere
+        "香望月日",
+        "東風中香望月日",  # 望 must not take from 陽 what only 東 can spare
+        "東中香霜過思望看",
+        "東風香霜思看",
+        "香望過夜歌多",
+    ],
+)
+@pytest.mark.parametrize("form", FORMS[:2], ids=lambda form: form.name)
+def test_scarce_endings_are_left_for_the_lines_to_come(form: Form, characters: str) -> None:
+    vocabulary = Vocabulary([BEGIN, END, UNKNOWN, *characters, *MARKS])
+    asked = plan(form, vocabulary.tokens, sounds(vocabulary.tokens))
+    for seed in range(30):
+        assert all(judge(poem).kept for poem in walk(asked, vocabulary, seed, 8))
+
+
+def test_a_keyword_that_stands_already_is_not_put_there_again() -> None:
+    asked = plan(FIVE, VERSES.tokens, sounds(VERSES.tokens), keyword="秋")
+    line, column = next(place for place, _ in asked.spots if place[0] == 2)
+    spot = [place for place, _ in asked.spots].index((line, column))
+    for first, again in (("秋", False), ("山", True)):
+        rules = Rules(asked, VERSES, sounds(VERSES.tokens), np.array([spot]))
+        for at, character in enumerate(first + "月山花落"):
+            rules.advance((0, at), np.array([VERSES.ids[character]]))
+        rules.end_line()
+        assert (rules.forced((line, column))[0] >= 0) == again
 
 
 def test_a_keyword_that_is_a_whole_line_is_put_there() -> None:

@@ -129,10 +129,6 @@ def _narrowed(asked: Plan, tokens: Sequence[str], sounds: Sounds, rhyme: str | N
     ways = tuple(way for way in ways if open_groups[way])
     if not ways:
         raise Impossible(_why_no_rhyme(asked, rhyme))
-    last = (0, asked.form.width - 1)
-    if last in asked.fixed:  # it may be read level or oblique: read it so that it binds the rhyme least
-        unrhymed = tuple(way for way in ways if not rhymes_at(templates[way], 0))
-        ways = unrhymed or ways
     groups = tuple(sorted(set().union(*(open_groups[way] for way in ways))))
     return replace(asked, ways=ways, groups=groups)
 

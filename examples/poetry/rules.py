@@ -130,10 +130,10 @@ class Rules:
         self.before = begin(len(self.ways))
 
     def keep(self, rows: np.ndarray) -> None:
-        """Go on with these candidates."""
+        """Go on with these candidates, once a line has ended."""
         for name in ("spots", "ways", "groups", "used", "rhyming_left", "oblique_left", "either_left"):
             setattr(self, name, getattr(self, name)[rows])
-        for name in ("times", "line", "found", "before"):
+        for name in ("times", "found"):
             setattr(self, name, getattr(self, name)[rows])
 
     def _wanted(self, line: int) -> tuple[int, int]:
@@ -152,7 +152,7 @@ class Rules:
         """Groups (rows, G) with room for an oblique ending here, and those of them that can spare no rhyme for it."""
         rhyming, others = self._wanted(line)
         enough = (self.oblique_left > others)[:, None] & (self.either_left > rhyming + others)
-        open_groups = self.groups & enough & (self.rhyming_left >= rhyming)
+        open_groups = self.groups & enough
         return open_groups, open_groups & (self.rhyming_left == rhyming)
 
     def _endings(self, line: int) -> np.ndarray:
@@ -192,8 +192,7 @@ class Rules:
         fixed = line in self.endings
         if fixed:  # it was counted as taken from the beginning, and found to fit
             after_oblique, after_rhyme = self.groups, self.groups & theirs
-        if line == 0:
-            oblique &= after_oblique.any(axis=1)  # read oblique, it leaves the rhyme open
+        if line == 0:  # read oblique where it can be, it leaves the rhyme open
             self.ways &= np.where(oblique[:, None], ~self.rhymed, self.rhymed)
         self.groups = np.where(oblique[:, None], after_oblique, after_rhyme)
         if not fixed:
