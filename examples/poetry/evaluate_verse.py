@@ -167,7 +167,8 @@ def row_of(form: str, what: str, poems: Sequence[str], writer: Writer, copied: f
         row.marks, row.rhyme = share(v.marks for v in verdicts), share(v.rhyme for v in verdicts)
         row.tones, row.kept = share(v.tones for v in verdicts), share(v.kept for v in verdicts)
     row.log_probability = mean_log_probability(poems, writer)
-    row.characters, row.bigrams = distinct(poems)
+    if len(poems) >= writer.args.count:  # more poems repeat more: only as many may be compared
+        row.characters, row.bigrams = distinct(poems[: writer.args.count])
     return row
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -19,9 +20,12 @@ from rules import Rules
 from scoring import log_probabilities
 from vocabulary import Vocabulary
 
+from minidl import threads
+
 GROUP = 256  # poems written side by side; more need memory and are no faster
 ROWS = 128  # candidates written side by side
 FREE_CANDIDATES = 2  # poems of free verse, if one can be preferred that copies no line
+FEW = 32  # poems of free verse written side by side
 LATEST_SPOT = 20  # and among how many characters from the beginning that begins
 
 
@@ -136,22 +140,28 @@ class Free:
         group = max(1, GROUP // each)
         for written in range(0, args.count, group):
             count = min(group, args.count - written)
-            spots = rng.integers(self.spots[0], self.spots[1] + 1, size=count * each) if args.keyword else []
-            texts = verse.write_poems(
-                self.model,
-                self.vocabulary,
-                [args.start] * (count * each),
-                self.longest,
-                argmax=args.argmax,
-                temperature=args.temperature,
-                top_k=args.top_k,
-                top_p=args.top_p,
-                rules=FreeVerse(self.vocabulary, index=self.forbidden, keyword=args.keyword, spots=spots),
-                rng=rng,
-            )
+            spots = rng.integers(self.spots[0], self.spots[1] + 1, count * each).tolist() if args.keyword else []
+            write = partial(self._write, count * each, spots, rng)
+            # In `run` BLAS is held to one thread, as its threads would only get into each other's way for few poems.
+            texts = threads.run([write])[0] if count * each <= FEW else write()
             yield self._best(texts, each, spots)
 
-    def _best(self, texts: list[str], each: int, spots: np.ndarray | list[int]) -> list[Poem]:
+    def _write(self, rows: int, spots: list[int], rng: np.random.Generator) -> list[str]:
+        args = self.args
+        return verse.write_poems(
+            self.model,
+            self.vocabulary,
+            [args.start] * rows,
+            self.longest,
+            argmax=args.argmax,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            rules=FreeVerse(self.vocabulary, index=self.forbidden, keyword=args.keyword, spots=spots),
+            rng=rng,
+        )
+
+    def _best(self, texts: list[str], each: int, spots: list[int]) -> list[Poem]:
         """Of every `each` poems one that copies no line, if there is; with a keyword the likeliest that has it."""
         scores = [0.0] * len(texts)
         if self.args.keyword:
@@ -164,7 +174,7 @@ class Free:
             if not rows:
                 raise Impossible(f"--keyword {self.args.keyword} finds no place: each line with it would be forbidden")
             best = max(rows, key=scores.__getitem__)
-            kept.append(Poem(texts[best], scores[best], int(spots[best]) if len(spots) else -1))
+            kept.append(Poem(texts[best], scores[best], spots[best] if spots else -1))
         return kept
 
     def referee(self, poem: Poem) -> Referee:
