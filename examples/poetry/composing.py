@@ -10,7 +10,7 @@ would, not as poems that were bent into it. The most probable one is the poem.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from copies import LineIndex
@@ -23,7 +23,6 @@ from vocabulary import BEGIN, END, Vocabulary
 import minidl
 from minidl import threads
 from minidl.backend import Rng
-from minidl.layers.lstm import State
 
 CANDIDATES = 8  # for each poem: more are more probable, but plainer and slower
 KEYWORD_CANDIDATES = 24  # a keyword may stand in many places
@@ -117,7 +116,7 @@ def _compose(
     rng = np.random.default_rng(rng)
     candidates = 1 if choice.argmax else candidates  # they would all be the same
     rows = count * candidates
-    spots = rng.integers(len(plan.spots), size=rows) if plan.spots else np.full(rows, -1)
+    spots = rng.integers(1 if choice.argmax else len(plan.spots), size=rows) if plan.spots else np.full(rows, -1)
     writer = _Writer(model, vocabulary, Rules(plan, vocabulary, sounds, spots, index if no_copy else None), choice, rng)
     for line in range(plan.form.lines):
         for column in range(plan.form.width):
@@ -150,7 +149,7 @@ class _Writer:
         self.tokens = np.zeros((rows, 0), np.int32)
         self.begun = BEGIN in vocabulary  # else the first character itself is the beginning, and was asked for
         self.latest = np.full(rows, vocabulary.ids.get(BEGIN, 0), np.int32)
-        self.state: State | None = None
+        self.state: Any = None
         self.log_probability = np.zeros(rows)
         self.weights = np.zeros(rows)  # in logarithms, since the candidates were last drawn anew
 
@@ -184,8 +183,7 @@ class _Writer:
         )
         self.weights = np.where(np.isneginf(self.weights[rows]), -np.inf, 0.0)  # what is lost stays so
         self.rules.keep(rows)
-        if self.state is not None:
-            self.state = (self.state[0][rows], self.state[1][rows])
+        self.state = _taken(self.state, rows)
 
     def _logits(self) -> np.ndarray:
         logits, self.state = self.model.next_logits(self.latest, self.state)
@@ -204,6 +202,13 @@ class _Writer:
     def _append(self, tokens: np.ndarray) -> None:
         self.latest = tokens
         self.tokens = np.concatenate([self.tokens, tokens[:, None]], axis=1)
+
+
+def _taken(state: Any, rows: np.ndarray) -> Any:
+    """These rows of a model's state: arrays, or tuples of them."""
+    if state is None:
+        return None
+    return tuple(_taken(part, rows) for part in state) if isinstance(state, (tuple, list)) else state[rows]
 
 
 def _drawn_anew(weights: np.ndarray, candidates: int, rng: np.random.Generator) -> np.ndarray:

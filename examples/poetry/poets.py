@@ -140,7 +140,8 @@ class Free:
         group = max(1, GROUP // each)
         for written in range(0, args.count, group):
             count = min(group, args.count - written)
-            spots = rng.integers(self.spots[0], self.spots[1] + 1, count * each).tolist() if args.keyword else []
+            last = self.spots[0] if args.argmax else self.spots[1]
+            spots = rng.integers(self.spots[0], last + 1, count * each).tolist() if args.keyword else []
             write = partial(self._write, count * each, spots, rng)
             # In `run` BLAS is held to one thread, as its threads would only get into each other's way for few poems.
             texts = threads.run([write])[0] if count * each <= FEW else write()

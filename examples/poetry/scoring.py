@@ -10,8 +10,6 @@ from vocabulary import BEGIN, END, Vocabulary
 
 import minidl
 
-ROWS = 512  # of logits made at once
-
 
 def log_probabilities(model: PoemModel, vocabulary: Vocabulary, poems: Sequence[str]) -> list[np.ndarray]:
     """The log-probability of every character of each poem and of its end, (len(poem) + 1,).
@@ -19,17 +17,17 @@ def log_probabilities(model: PoemModel, vocabulary: Vocabulary, poems: Sequence[
     A character that the model never met has that of the unknown mark. The first one of a model that has no mark to
     begin with is NaN, for such a model cannot say.
     """
-    begin, end = vocabulary.ids.get(BEGIN), vocabulary.ids[END]
-    rows = [np.append(vocabulary.encode(poem), end) for poem in poems]
-    first = [] if begin is None else [begin]
-    inputs = minidl.pack([[*first, *row[:-1]] for row in rows])
-    h, _ = model.lstm(model.embedding(inputs.data), inputs.batch_sizes)
-    targets = minidl.pack([row[1 - len(first) :] for row in rows]).data
-    found = np.empty(len(targets))
-    for start in range(0, len(targets), ROWS):
-        part = slice(start, start + ROWS)
-        logits = minidl.to_host(model.head.logits(h[part])).astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        found[part] = logits[np.arange(len(logits)), targets[part]] - np.log(np.exp(logits).sum(axis=1))
-    missing = np.full(1 - len(first), np.nan)
-    return [np.concatenate([missing, row[:, 0]]) for row in minidl.unpack(inputs._replace(data=found[:, None]))]
+    end = vocabulary.ids[END]
+    targets = np.full((len(poems), max(map(len, poems)) + 1), end, np.int32)  # filled up with ends, which are dropped
+    for row, poem in zip(targets, poems, strict=True):
+        row[: len(poem)] = vocabulary.encode(poem)
+    found = np.full(targets.shape, np.nan)
+    latest, state = np.full(len(poems), vocabulary.ids.get(BEGIN, end), np.int32), None
+    for place, wanted in enumerate(targets.T):
+        if place or BEGIN in vocabulary:
+            logits, state = model.next_logits(latest, state)
+            scores = minidl.to_host(logits).astype(np.float64)
+            scores -= scores.max(axis=1, keepdims=True)
+            found[:, place] = scores[np.arange(len(poems)), wanted] - np.log(np.exp(scores).sum(axis=1))
+        latest = np.ascontiguousarray(wanted)
+    return [row[: len(poem) + 1] for row, poem in zip(found, poems, strict=True)]
