@@ -86,7 +86,7 @@ def test_a_wrong_value(here: Path, program: str, arguments: tuple[str, ...]) -> 
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("program", ["train", "generate", "report"])
+@pytest.mark.parametrize("program", ["train", "generate", "report", "evaluate_verse"])
 @pytest.mark.parametrize("arguments", [("--nonsense",), ("more",), ("--seed",), ("a\nb",), ("--seed=1\n2",)])
 def test_what_no_program_knows(here: Path, program: str, arguments: tuple[str, ...]) -> None:
     refused(run_program(program, *arguments), arguments[0].split("\n")[0].split("=")[0])
@@ -313,13 +313,13 @@ def test_a_number_beyond_all_bounds_is_told_in_one_line_or_taken(here: Path, opt
 # --help
 
 
-@pytest.mark.parametrize("program", ["train", "generate", "report"])
+@pytest.mark.parametrize("program", ["train", "generate", "report", "evaluate_verse"])
 def test_help_reads_well(here: Path, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     outcome = run_program(program, "--help")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.startswith(f"usage: {program}.py ")
-    assert "(default: numpy)" in outcome.out or program == "generate"
+    assert "(default: numpy)" in outcome.out or program in ("generate", "evaluate_verse")
     assert "--seed SEED" in outcome.out
     assert tree(here) == []
 

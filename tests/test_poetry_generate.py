@@ -246,10 +246,12 @@ def test_a_space_that_the_model_knows_stays_in_the_start(tmp_path: Path) -> None
 
 def test_many_poems_are_written_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     import generate as program
+    import poets
+    import verse
 
-    monkeypatch.setattr(program, "GROUP", 4)
+    monkeypatch.setattr(poets, "GROUP", 4)
     sizes: list[int] = []
-    monkeypatch.setattr(program, "write_poems", lambda *a, **k: sizes.append(len(a[2])) or ["月"] * len(a[2]))
+    monkeypatch.setattr(verse, "write_poems", lambda *a, **k: sizes.append(len(a[2])) or ["月"] * len(a[2]))
     monkeypatch.setattr("sys.argv", ["generate.py", "--model", "m.safetensors", "--count", "10"])
     program.main()
     assert sizes == [4, 4, 2]

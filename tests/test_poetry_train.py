@@ -43,7 +43,7 @@ TEST = ["test_loss", "test_perplexity", "test_targets", "vocabulary_size", "unkn
 ERRORS = ["test_loss_error", "test_perplexity_error"]
 STARTS = "日紅山夜湖海月"
 MISSING = "({}: not in this corpus's vocabulary)"
-FILES = ["curves.png", "metrics.jsonl", "model.safetensors", "poems.png", "poems.txt"]
+FILES = ["curves.png", "lines.npy", "metrics.jsonl", "model.safetensors", "poems.png", "poems.txt"]
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def train(folder: Path | str, *arguments: object) -> Outcome:
 # A whole run
 
 
-def test_it_ends_well_and_leaves_four_files(run: tuple[Outcome, Path]) -> None:
+def test_it_ends_well_and_leaves_its_files(run: tuple[Outcome, Path]) -> None:
     outcome, folder = run
     assert outcome.code == 0, outcome.err
     assert sorted(path.name for path in folder.iterdir()) == FILES
@@ -282,10 +282,10 @@ def test_of_a_larger_corpus_nothing_stays_but_its_ids(here: Path, monkeypatch: p
         (here / "mine.txt").write_text("\n".join(poems[:count]), encoding="utf-8")
         monkeypatch.setattr(sys, "argv", ["train.py", "--text", "mine.txt"])
         tracemalloc.start()
-        task = default_task(parse_arguments())
+        task, index = default_task(parse_arguments())
         held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
-        assert task.max_length == 30
+        assert task.max_length == 30 and len(index) > 0
     growth = [(held[place + 2] - held[place]) / (3000 * 30) for place in (0, 1)]
     assert max(growth) < 4, growth
 

@@ -130,6 +130,15 @@ def next_run(prefix: str = "") -> Path:
     return RUNS / f"{prefix}{number}"
 
 
+def newest_model() -> Path:
+    """The model under runs/ that was trained last."""
+    found = sorted(RUNS.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UsageError(f"no model under {RUNS.resolve()}: train one with train.py, or name one with --model")
+    note(f"the model is {found[-1]}")
+    return found[-1]
+
+
 @contextlib.contextmanager
 def metrics_file(folder: Path) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """A function that appends one JSON object a line to the folder's metrics, each on the disk at once.

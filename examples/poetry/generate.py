@@ -1,6 +1,7 @@
 """Write poems with a trained model.
 
 python examples/poetry/generate.py --start 月 --count 4
+python examples/poetry/generate.py --form 七絕 --rhyme 東 --keyword 秋
 """
 
 from __future__ import annotations
@@ -9,35 +10,40 @@ from argparse import Namespace
 from pathlib import Path
 
 import cli
-import numpy as np
+import wishes
+from composing import Poem
 from model import load_model
-from verse import MAX_LENGTH, TEMPERATURE, write_poems
-from vocabulary import BEGIN, Vocabulary
+from plans import Impossible
+from poets import Free, Poet, Regulated
+from verse import MAX_LENGTH, TEMPERATURE
+from vocabulary import BEGIN
 
-GROUP = 256  # poems written side by side; more need memory and are no faster
+FORMS = "五絕|七絕|五律|七律|free"
+EXPLAIN = (
+    "print under each poem what the model thought at every place, and what the rules forbade; with the name of a .png "
+    "file, which asks for --count 1, draw it there"
+)
 
 
 def main() -> int:
     args = parse_arguments()
-    path = args.model or newest_model(cli.RUNS)
+    path = args.model or cli.newest_model()
     model, vocabulary, facts = load_model(path)
-    start = in_vocabulary(args.start, vocabulary)
-    if not start and BEGIN not in vocabulary:
+    for name in ("start", "acrostic", "keyword"):
+        setattr(args, name, wishes.in_vocabulary(getattr(args, name) or "", vocabulary, f"--{name}"))
+    if not args.start + args.acrostic and BEGIN not in vocabulary:
         raise cli.UsageError(f"the model {path} needs a first character: give one with --start")
-    rng = np.random.default_rng(args.seed)
-    for written in range(0, args.count, GROUP):
-        poems = write_poems(
-            model,
-            vocabulary,
-            [start] * min(GROUP, args.count - written),
-            args.max_length or facts.get("max_length", MAX_LENGTH),
-            argmax=args.argmax,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            rng=rng,
-        )
-        print("\n".join(poems), flush=True)
+    args.max_length = args.max_length or facts.get("max_length", MAX_LENGTH)
+    index = wishes.line_index(path, facts) if args.no_copy else wishes.index_at_hand(path)
+    try:
+        poet: Poet = (Free if args.form is None else Regulated)(args, model, vocabulary, index)
+        for poems in poet.poems():
+            print("\n".join(wishes.in_script(poem.text, args.script) for poem in poems), flush=True)
+            if args.explain is not None:
+                for poem in poems:
+                    explain(poet, poem, args)
+    except Impossible as error:
+        raise cli.UsageError(str(error)) from None
     return 0
 
 
@@ -52,44 +58,45 @@ def parse_arguments() -> Namespace:
         metavar="TEXT",
         help="what the poem begins with; simplified characters are understood",
     )
+    add("--form", type=wishes.form, metavar=FORMS, help="a form whose rules are kept; free verse without it")
+    add(
+        "--rhyme",
+        type=wishes.rhyme,
+        metavar="GROUP",
+        help="the rhyme, by the name of a group of the 平水韻, such as 東",
+    )
+    add("--acrostic", type=wishes.word, metavar="TEXT", help="the first characters of the lines")
+    add("--keyword", type=wishes.word, metavar="TEXT", help="a character or word that stands in the poem")
+    add("--no-copy", action="store_true", help="write no line that stands in what the model was trained on")
+    add("--script", choices=["traditional", "simplified"], default="traditional", help="what poems are printed in")
     add("--count", type=cli.whole(1, 1_000_000), default=1, help="how many poems, one a line")
     add("--temperature", type=cli.positive, default=TEMPERATURE, help="below 1 plainer, above 1 wilder")
     add("--top-k", type=cli.whole(1), metavar="K", help="draw from the K likeliest characters alone")
     share = cli.real(lambda p: 0 < p <= 1, "above 0 and at most 1")
     add("--top-p", type=share, metavar="P", help="draw from the fewest characters that together have probability P")
     add("--argmax", action="store_true", help="take the likeliest character at every place, draw nothing")
-    add("--max-length", type=cli.whole(1), help="characters a poem may have; without it the longest trained on")
+    add("--max-length", type=cli.whole(1), help="characters of free verse; without it the longest trained on")
     add("--seed", type=cli.whole(0), help="the same seed writes the same poems; without it they differ each time")
+    add("--explain", nargs="?", type=Path, const=Path(), metavar="PICTURE", help=EXPLAIN)
     args = parser.parse_args()
     for name in ("temperature", "top_k", "top_p"):
         if args.argmax and getattr(args, name) != parser.get_default(name):
             parser.error(f"--argmax draws nothing, so --{name.replace('_', '-')} has no meaning with it")
+    wishes.check(parser, args)
     return args
 
 
-def newest_model(runs: Path) -> Path:
-    found = sorted(runs.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise cli.UsageError(f"no model under {runs.resolve()}: train one with train.py, or name one with --model")
-    cli.note(f"the model is {found[-1]}")
-    return found[-1]
+def explain(poet: Poet, poem: Poem, args: Namespace) -> None:
+    """What the model thought of the poem: as a table, or as a picture in the file that was named."""
+    import explaining  # only here: few want it
 
+    thoughts = explaining.thoughts(poet.model, poet.vocabulary, poem.text, poet.referee(poem))
+    if args.explain == Path():
+        print(explaining.table(thoughts), flush=True)
+    else:
+        from explaining_picture import draw_thoughts  # matplotlib is slow to import
 
-def in_vocabulary(start: str, vocabulary: Vocabulary) -> str:
-    """`start` with every character that the vocabulary lacks in its traditional form; UsageError for a stranger."""
-    start = "".join(character for character in start if character in vocabulary or not character.isspace())
-    if all(character in vocabulary for character in start):
-        return start
-    import opencc  # only here: its dictionaries take time to load
-
-    converted = opencc.OpenCC("s2t").convert(start)
-    if len(converted) != len(start):
-        converted = "".join(opencc.OpenCC("s2t").convert(character)[:1] for character in start)
-    mixed = [ours if ours in vocabulary else theirs for ours, theirs in zip(start, converted, strict=True)]
-    strangers = [character for character in mixed if character not in vocabulary]
-    if strangers:
-        raise cli.UsageError(f"--start has {'、'.join(strangers)}, which the model never met; try other characters")
-    return "".join(mixed)
+        draw_thoughts(args.explain, thoughts)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ def parse_arguments() -> Namespace:
     parser = cli.Parser("Halve a model that train.py made, and measure what that costs.")
     parser.add_argument("run", type=Path, help="the folder that train.py wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the small model goes")
-    parser.add_argument("--corpus", type=Path, metavar="DIR", help="a folder with the Tang files; else they are fetched")
+    parser.add_argument(
+        "--corpus", type=Path, metavar="DIR", help="a folder with the Tang files; else they are fetched"
+    )
     return parser.parse_args()
 
 

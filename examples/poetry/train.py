@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import cli
+import copies
 import corpus
 import numpy as np
 import protocol
+from copies import LineIndex
 from model import PoemModel, save_model
 from training import Diverged, Joined, Task, build_optimizer, fit, held_out_figures, packed_task
 from verse import MAX_LENGTH, STARTS, write_poems
@@ -82,7 +84,7 @@ def kept(out: Path) -> str:
 
 
 def train(args: Namespace, out: Path) -> int:
-    task = report_task(args) if args.protocol else default_task(args)
+    task, index = report_task(args) if args.protocol else default_task(args)
 
     rng = np.random.default_rng(args.seed)
     sizes = args.embedding_size, args.hidden_size, args.dropout, args.tied
@@ -108,6 +110,7 @@ def train(args: Namespace, out: Path) -> int:
             lines.append(line)
             if improved:  # saved first: the metrics never speak of a model that is not on the disk
                 save_model(out / "model.safetensors", model, task.vocabulary, epoch=line["epoch"], **facts)
+                index.save(out / copies.FILE)  # for generate.py --no-copy
             write(line)
             cli.note(epoch_text(line))
         last = last_line(args, task, model, lines)  # fit has left the best epoch's weights in the model
@@ -199,12 +202,13 @@ def as_json(args: Namespace) -> dict[str, int | float | str]:
     }
 
 
-def default_task(args: Namespace) -> Task:
-    """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
+def default_task(args: Namespace) -> tuple[Task, LineIndex]:
+    """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's. And all their lines."""
     parts = read_parts(args)
+    index = LineIndex.build(poem for part in parts for poem in part)
     gc.collect()  # the memory of the strings goes back to the system, before anything that stays settles among them
     vocabulary = Vocabulary.build(parts[0], most=args.max_vocabulary, least=args.min_count)
-    return packed_task(parts, vocabulary, args.batch_size)
+    return packed_task(parts, vocabulary, args.batch_size), index
 
 
 def read_parts(args: Namespace) -> list[Joined]:
@@ -223,14 +227,14 @@ def read_parts(args: Namespace) -> list[Joined]:
     return [Joined(part) for part in parts]
 
 
-def report_task(args: Namespace) -> Task:
+def report_task(args: Namespace) -> tuple[Task, LineIndex]:
     found = corpus.load(args.corpus, args.files, max_length=MAX_LENGTH, unique=False)
     if args.protocol == "report":
         task = protocol.report_task(found.poems)
     else:
         task = protocol.rows_task(found.poems, args.batch_size)
     cli.note(f"{len(found.poems):,} poems in the report's order, {counts_text(found)}")
-    return task
+    return task, LineIndex.build(found.poems)
 
 
 def counts_text(found: corpus.Corpus) -> str:

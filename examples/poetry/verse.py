@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from free_verse import FreeVerse
 from model import PoemModel
 from vocabulary import BEGIN, END, Vocabulary
 
@@ -27,12 +28,14 @@ def write_poems(
     temperature: float = TEMPERATURE,
     top_k: int | None = None,
     top_p: float | None = None,
+    rules: FreeVerse | None = None,
     rng: Rng = None,
 ) -> list[str]:
     """One poem for each of `starts` (text it begins with, may be empty), all written side by side.
 
     A poem ends at the end mark or at `max_length` characters. With `argmax` the likeliest character is
-    taken at every place, else one is drawn (see minidl.sample). A start's characters must be in the vocabulary.
+    taken at every place, else one is drawn (see minidl.sample); `rules` may forbid some. A start's characters must be
+    in the vocabulary.
     """
     rng = np.random.default_rng(rng)
     end = vocabulary.ids[END]
@@ -46,11 +49,14 @@ def write_poems(
             raise ValueError("this model needs a first character to begin with")
         latest = np.array([ids[0] for ids in forced], np.int32)
         poems = [[int(ids[0])] for ids in forced]
-    alive = np.array([len(poem) < max(max_length, len(start)) for poem, start in zip(poems, starts, strict=True)], bool)
+    limits = [max(max_length, len(start)) for start in starts]
+    alive = np.array([len(poem) < limit for poem, limit in zip(poems, limits, strict=True)], bool)
     while alive.any():
         logits, state = model.next_logits(latest, state)
         scores = minidl.to_host(logits)
         scores[:, never] = -np.inf
+        if rules is not None:
+            rules.forbid(scores, poems, limits)
         chosen = scores.argmax(axis=1) if argmax else minidl.sample(scores, temperature, top_k, top_p, rng)
         for row in np.flatnonzero(alive):
             place = len(poems[row])
@@ -58,5 +64,6 @@ def write_poems(
             latest[row] = token
             if token != end:
                 poems[row].append(token)
-            alive[row] = token != end and len(poems[row]) < max(max_length, len(forced[row]))
-    return [vocabulary.decode(poem) for poem in poems]
+            alive[row] = token != end and len(poems[row]) < limits[row]
+    written = [vocabulary.decode(poem) for poem in poems]
+    return written if rules is None else [rules.finished(*pair) for pair in zip(written, starts, strict=True)]

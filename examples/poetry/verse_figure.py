@@ -1,0 +1,56 @@
+"""How well poems keep the rules, and how probable they are: written ones, free samples and Tang poems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from figures import BLUE, GREY, ORANGE, chinese_font
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+
+SETS = {"written": (BLUE, "written by the rules"), "free": (ORANGE, "free samples"), "Tang": (GREY, "Tang poems")}
+LATIN = {"五絕": "5 x 4", "七絕": "7 x 4", "五律": "5 x 8", "七律": "7 x 8"}
+PANELS = {
+    "rhyme": "poems whose rhyme is kept",
+    "tones": "poems whose tones are kept",
+    "kept": "poems that keep all",
+    "copied": "lines that stand elsewhere",
+    "bigrams": "distinct pairs of characters",
+    "log_probability": "log-probability, nats per character",
+}
+
+
+def draw_verse(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A panel for each share, and one for the log-probability of a character."""
+    forms = list(dict.fromkeys(row["form"] for row in rows))
+    font = chinese_font("".join(forms))
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    panels = figure.subplots(2, 3).ravel()
+    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+        for number, (what, (color, label)) in enumerate(SETS.items()):
+            values = [_value(rows, form, what, name) for form in forms]
+            places = np.arange(len(forms)) + (number - 1) * 0.27
+            axes.bar(places, values, 0.25, color=color, label=label)
+        axes.set_xticks(range(len(forms)), forms if font else [LATIN.get(form, form) for form in forms])
+        if font:
+            for tick in axes.get_xticklabels():
+                tick.set_fontproperties(font_manager.FontProperties(fname=font, size=11))
+        axes.grid(visible=False, axis="x")
+        axes.set_title(title, fontsize=11)
+        if name != "log_probability":
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        if name in ("rhyme", "tones", "kept"):
+            axes.set_ylim(0, 1.02)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _value(rows: Sequence[Mapping[str, Any]], form: str, what: str, name: str) -> float:
+    """The figure of the first set of that name; NaN leaves a gap where there is none."""
+    for row in rows:
+        if row["form"] == form and row["what"].split(" ")[0].rstrip(",") == what:
+            return float("nan") if row[name] is None else row[name]
+    return float("nan")
