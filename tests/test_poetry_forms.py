@@ -178,7 +178,9 @@ def test_explain_prints_a_line_for_every_place() -> None:
     assert "rhyme 東" in lines[poem.index("。")] and "asked for" in lines[1 + poem.index("秋")]
     shares = [line.split()[1] for line in lines[1:26]]
     assert all(0 <= float(share.rstrip("%")) <= 100 for share in shares)
-    assert all("x" in line for line in lines[24:25]), "marks that were forbidden at the end of the line"
+    mark = lines[24].split()
+    assert mark[3:7] == ["end", "of", "the", "line"] and "x" in lines[24], "others were forbidden where the mark stands"
+    assert float(mark[1].rstrip("%")) + float(mark[7].rstrip("%")) == pytest.approx(100, abs=0.6)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,12 @@ def test_explain_draws_a_picture(tmp_path: Path) -> None:
     (poem,) = poems("--form", "五絕", "--explain", "poem.png")
     width, height = png_size(tmp_path / "poem.png")
     assert judge(poem).kept and width > 500 and height > 800
+
+
+def test_explain_without_a_font_draws_what_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("explaining_picture.chinese_font", lambda text: None)
+    poems("--form", "五絕", "--explain", "poem.png")
+    assert png_size(tmp_path / "poem.png")[0] > 500
 
 
 # The evaluation
