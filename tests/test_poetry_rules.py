@@ -154,6 +154,14 @@ def test_scarce_endings_are_left_for_the_lines_to_come(form: Form, characters: s
         assert all(judge(poem).kept for poem in walk(asked, vocabulary, seed, 8))
 
 
+def test_an_ending_that_is_asked_for_is_not_there_for_another_line() -> None:
+    few, more = (Vocabulary([BEGIN, END, UNKNOWN, *"東紅山花落", *other, *MARKS]) for other in ("", "月"))
+    with pytest.raises(Impossible, match="too few"):
+        plan(FIVE, few.tokens, sounds(few.tokens), start="落落山花落")
+    asked = plan(FIVE, more.tokens, sounds(more.tokens), start="落落山花落")
+    assert all(judge(poem).kept for poem in walk(asked, more, 0, 8))
+
+
 def test_a_keyword_that_stands_already_is_not_put_there_again() -> None:
     asked = plan(FIVE, VERSES.tokens, sounds(VERSES.tokens), keyword="秋")
     line, column = next(place for place, _ in asked.spots if place[0] == 2)

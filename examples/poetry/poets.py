@@ -23,10 +23,10 @@ from vocabulary import Vocabulary
 from minidl import threads
 
 GROUP = 256  # poems written side by side; more need memory and are no faster
-ROWS = 128  # candidates written side by side
+ROWS = 128  # candidates for poems of a form written side by side
 FREE_CANDIDATES = 2  # poems of free verse, if one can be preferred that copies no line
-FEW = 32  # poems of free verse written side by side
-LATEST_SPOT = 20  # and among how many characters from the beginning that begins
+FEW = 32  # poems written side by side for which one core is enough
+LATEST_SPOT = 20  # of a keyword in free verse, in characters from the beginning
 
 
 class Poet(Protocol):

@@ -58,7 +58,6 @@ class Rules:
         unused = ~self.used[0]
         self.rhyming_left = np.tile((sounds.rhymes & unused).sum(axis=1), (rows, 1))  # (rows, G)
         self.oblique_left = np.full(rows, (sounds.oblique & unused).sum())
-        self.either_left = np.tile(((sounds.rhymes | sounds.oblique) & unused).sum(axis=1), (rows, 1))
         self.times = np.zeros(self.used.shape, np.int8)  # how often each token stands in the poem
         self.line = np.full((rows, width), -1)  # the line that is being written
         self.found = np.zeros(rows, bool)  # candidates whose keyword stands already
@@ -131,7 +130,7 @@ class Rules:
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these candidates, once a line has ended."""
-        for name in ("spots", "ways", "groups", "used", "rhyming_left", "oblique_left", "either_left"):
+        for name in ("spots", "ways", "groups", "used", "rhyming_left", "oblique_left"):
             setattr(self, name, getattr(self, name)[rows])
         for name in ("times", "found"):
             setattr(self, name, getattr(self, name)[rows])
@@ -145,14 +144,13 @@ class Rules:
     def _after_rhyme(self, line: int) -> tuple[np.ndarray, np.ndarray]:
         """Groups (rows, G) with room for one more rhyme here, and rows where that must not cost an oblique ending."""
         rhyming, others = self._wanted(line)
-        open_groups = self.groups & (self.rhyming_left > rhyming) & (self.either_left > rhyming + others)
+        open_groups = self.groups & (self.rhyming_left > rhyming)
         return open_groups, self.oblique_left <= others
 
     def _after_oblique(self, line: int) -> tuple[np.ndarray, np.ndarray]:
         """Groups (rows, G) with room for an oblique ending here, and those of them that can spare no rhyme for it."""
         rhyming, others = self._wanted(line)
-        enough = (self.oblique_left > others)[:, None] & (self.either_left > rhyming + others)
-        open_groups = self.groups & enough
+        open_groups = self.groups & (self.oblique_left > others)[:, None]
         return open_groups, open_groups & (self.rhyming_left == rhyming)
 
     def _endings(self, line: int) -> np.ndarray:
@@ -200,7 +198,6 @@ class Rules:
             self.used[rows, tokens] = True
             self.rhyming_left -= theirs
             self.oblique_left -= self.sounds.oblique[tokens]
-            self.either_left -= theirs | self.sounds.oblique[tokens][:, None]
 
 
 def _classes(sounds: Sounds) -> np.ndarray:
