@@ -18,6 +18,7 @@ import extras  # noqa: F401 (first: it tells of a missing package in one line)
 import minidl
 
 RUNS = Path("runs")
+PRETRAINED = Path(__file__).parent / "pretrained" / "model.safetensors"
 METRICS = "metrics.jsonl"
 TAKEN = "already holds a run; choose another folder"
 BEGUN = f"holds a run that has just begun, or was killed in its first epoch; choose another, or delete {METRICS} there"
@@ -131,12 +132,13 @@ def next_run(prefix: str = "") -> Path:
 
 
 def newest_model() -> Path:
-    """The model under runs/ that was trained last."""
+    """The model under runs/ that was trained last, or else the one that comes with the programs."""
     found = sorted(RUNS.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    if not found and not PRETRAINED.exists():
         raise UsageError(f"no model under {RUNS.resolve()}: train one with train.py, or name one with --model")
-    note(f"the model is {found[-1]}")
-    return found[-1]
+    model = found[-1] if found else PRETRAINED
+    note(f"the model is {model}")
+    return model
 
 
 @contextlib.contextmanager

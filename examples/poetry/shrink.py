@@ -36,7 +36,8 @@ def main() -> int:
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     model.load_state_dict(half)
     figures["float16"] = held_out_figures(model, task)
-    minidl.save(args.out / FILE, half, {**metadata, "figures": figures["float16"]})
+    settings = {name: value for name, value in made.items() if name not in ("out", "corpus")}  # folders of here
+    minidl.save(args.out / FILE, half, {**metadata, "arguments": settings, "figures": figures["float16"]})
     shutil.copyfile(args.run / copies.FILE, args.out / copies.FILE)
     for kind, values in figures.items():
         for part in ("test", "short_test"):
