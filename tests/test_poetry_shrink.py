@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cli
 import copies
 import numpy as np
 import pytest
@@ -69,3 +70,16 @@ def test_what_it_cannot_shrink(folder: Path, tmp_path: Path) -> None:
     assert run_program("train", "--text", tmp_path / "mine.txt", *SMALL, "--out", tmp_path / "own").code == 0
     refused(run_program("shrink", tmp_path / "own", "--out", tmp_path / "small"), "Tang poems", "recipe")
     assert not (tmp_path / "small").exists()
+
+
+def test_the_model_that_comes_with_the_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is small, tells its figures, knows no folder of who made it, and writes verse without a run or the corpus."""
+    monkeypatch.chdir(tmp_path)
+    folder = cli.PRETRAINED.parent
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8 * 2**20
+    _, metadata = minidl.load(cli.PRETRAINED)
+    assert metadata["figures"]["short_test_perplexity"] < 120 and metadata["arguments"]["recipe"] == "best"
+    assert not {"out", "corpus"} & metadata["arguments"].keys()
+    outcome = run_program("generate", "--form", "七绝", "--no-copy", "--seed", 1)
+    assert outcome.code == 0 and [len(line) for line in outcome.out.split()] == [32]
+    assert outcome.err == f"the model is {cli.PRETRAINED}\n"
