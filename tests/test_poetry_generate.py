@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cli
 import pytest
 from model import save_model
 from poetry_helpers import CHARACTERS, PROGRAMS, VOCABULARY, Outcome, refused, run_program, small_model
@@ -128,7 +129,8 @@ def test_without_a_model_the_newest_under_runs_is_taken_and_named(tmp_path: Path
     assert outcome.err == f"the model is {Path('runs', '1', 'model.safetensors')}\n"
 
 
-def test_without_any_model_the_message_says_what_to_do(tmp_path: Path) -> None:
+def test_without_any_model_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "PRETRAINED", tmp_path / "model.safetensors")
     refused(run_program("generate"), str(tmp_path / "runs"), "train.py", "--model")
 
 
