@@ -36,7 +36,8 @@ def training_rows(directory: Path | None, files: int, max_vocabulary: int | None
     from training import Rows
     from vocabulary import Vocabulary
 
-    part = train.read_parts(argparse.Namespace(text=None, corpus=directory, files=files))[0]
+    longest = train.DEFAULTS["max_length"]
+    part = train.read_parts(argparse.Namespace(text=None, corpus=directory, files=files, max_length=longest))[0]
     gc.collect()  # as train.py does
     vocabulary = Vocabulary.build(part, most=max_vocabulary)
     return Rows(part, vocabulary), sizes.MODELS["report"]._replace(vocabulary=len(vocabulary), batch=BATCH)
