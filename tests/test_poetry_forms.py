@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import cli
 import pytest
 from copies import FILE, LINE, LineIndex
 from judging import judge
@@ -238,6 +239,9 @@ def test_the_evaluation_in_small(tmp_path: Path) -> None:
         (),
     ],
 )
-def test_the_evaluation_tells_what_is_wrong_in_one_line(arguments: tuple[str, ...]) -> None:
+def test_the_evaluation_tells_what_is_wrong_in_one_line(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "PRETRAINED", Path("none.safetensors"))
     LineIndex.build(MADE_UP).save(Path(FILE))
     refused(run_program("evaluate_verse", *arguments))
