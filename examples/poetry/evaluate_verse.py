@@ -128,7 +128,12 @@ def main() -> int:
 def parse_arguments() -> Namespace:
     parser = cli.Parser("Write poems of each form, and judge them beside free samples and Tang poems.")
     add = parser.add_argument
-    add("--model", type=Path, metavar="FILE", help="a model.safetensors; without it the newest under runs/")
+    add(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a model.safetensors; without it the newest under runs/, or the one here",
+    )
     add("--corpus", type=Path, metavar="DIR", help="a folder with poet.tang.N.json files; without it they are fetched")
     add("--files", type=cli.whole(1, 58), default=58, help="how many files of Tang poems to compare with")
     add("--count", type=cli.whole(1, 100_000), default=1000, help="poems of each form")

@@ -50,7 +50,12 @@ def main() -> int:
 def parse_arguments() -> Namespace:
     parser = cli.Parser("Write poems with a model that train.py made.")
     add = parser.add_argument
-    add("--model", type=Path, metavar="FILE", help="a model.safetensors; without it the newest under runs/")
+    add(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a model.safetensors; without it the newest under runs/, or the one here",
+    )
     add(
         "--start",
         type=cli.text,
