@@ -145,7 +145,7 @@ def test_the_reports_figure_is_over_all_places_and_the_honest_one_over_real_targ
     task, model, line = fitted
     picked, real = [], []
     for batch in task.validation:
-        h, _ = model.lstm(model.embedding(batch.inputs), batch.batch_sizes)
+        h = model.hidden(batch.inputs, batch.batch_sizes)
         logs = log_softmax(model.head.logits(h))
         picked += logs[np.arange(len(logs)), batch.targets].tolist()
         real += [target != task.vocabulary.ids[PAD] for target in batch.targets.tolist()]
@@ -164,7 +164,7 @@ def test_its_training_loss_leaves_pads_out_but_its_gradient_counts_them(fitted: 
     for parameter in model.parameters():
         parameter.grad[...] = 0
     nats = model.forward_backward(batch, 0)
-    h, _ = model.lstm(model.embedding(batch.inputs), batch.batch_sizes)
+    h = model.hidden(batch.inputs, batch.batch_sizes)
     logs = log_softmax(model.head.logits(h))
     pad = task.vocabulary.ids[PAD]
     # dL/dbias over all places, pads among the targets

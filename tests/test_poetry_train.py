@@ -330,7 +330,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> dict[str
 def test_the_default_recipe(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = settings_of(monkeypatch, "--corpus", corpus_folder)
     assert isinstance(seen["schedule"].optimizer, minidl.Adam)
-    assert seen["model"].embedding.embedding_dim == 128 and seen["model"].lstm.hidden_size == 256
+    assert seen["model"].embedding.embedding_dim == 128 and seen["model"].lstms[0].hidden_size == 256
     assert seen["pads_count"] is False and seen["clip"] is not None and seen["patience"] >= 1
     task = seen["task"]
     (batch,) = list(task.train(np.random.default_rng(0)))[:1]
@@ -350,8 +350,8 @@ def test_the_reports_recipe(name: str, here: Path, monkeypatch: pytest.MonkeyPat
     assert [schedule.rate(step) for step in (0, 1, 100)] == [rates[name]] * 3, "the rate does not move"
     assert (seen["epochs"], seen["patience"], seen["clip"], seen["pads_count"]) == (30, 1, None, True)
     model, task = seen["model"], seen["task"]
-    assert (model.embedding.embedding_dim, model.lstm.hidden_size) == (128, 256)
-    assert model.embedding_dropout.p == model.lstm_dropout.p == 0
+    assert (model.embedding.embedding_dim, model.lstms[0].hidden_size) == (128, 256)
+    assert model.input_dropouts[0].p == model.output_dropout.p == 0
     assert task.steps == 2 and [batch.batch_sizes[0] for batch in task.validation] == [88]
     pads = task.vocabulary.ids["<pad>"]
     assert sum(int((batch.targets != pads).sum()) for batch in task.validation) == 88 * 10
@@ -379,7 +379,7 @@ def test_options_reach_the_training(corpus_folder: Path, monkeypatch: pytest.Mon
     assert max(seen["schedule"].rate(step) for step in range(100)) == pytest.approx(0.25)
     assert (seen["epochs"], seen["patience"], seen["clip"]) == (4, 7, 2.5)
     model, task = seen["model"], seen["task"]
-    assert (model.embedding.embedding_dim, model.lstm.hidden_size, model.lstm_dropout.p) == (3, 5, 0)
+    assert (model.embedding.embedding_dim, model.lstms[0].hidden_size, model.output_dropout.p) == (3, 5, 0)
     batches = list(task.train(np.random.default_rng(0)))
     poems = sum(batch.batch_sizes[0] for batch in (*batches, *task.validation, *task.test))
     assert poems == 76, "two of eight files of 38 poems"

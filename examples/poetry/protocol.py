@@ -32,6 +32,7 @@ SETTINGS = {
     "batch_size": BATCH_SIZE,
     "hidden_size": HIDDEN_SIZE,
     "embedding_size": EMBEDDING_SIZE,
+    "layers": 1,
     "dropout": 0.0,
     "tied": False,
     "clip": None,
