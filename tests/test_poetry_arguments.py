@@ -132,12 +132,13 @@ def test_a_recipe_replaces_defaults_and_nothing_that_was_given(monkeypatch: pyte
         return vars(train.parse_arguments())
 
     default, best = parsed(), parsed("--recipe", "best")
-    changed = {name for name in default if default[name] != best[name]} - {"recipe"}
+    changed = {name for name in default if default[name] != best[name]} - {"recipe", "typed"}
     assert changed == train.RECIPES["best"].keys()
     assert {name: best[name] for name in changed} == train.RECIPES["best"]
     given = parsed("--recipe", "best", "--dropout", "0.1", "--files", "2", "--no-tied", "--lr", "1")
     assert (given["dropout"], given["files"], given["tied"], given["lr"]) == (0.1, 2, False, 1.0)
-    assert parsed("--recipe", "default") == default | {"recipe": "default"}
+    named = {"recipe": "default", "typed": ["--recipe=default"]}
+    assert parsed("--recipe", "default") == default | named
 
 
 @pytest.mark.usefixtures("at_once")

@@ -103,7 +103,7 @@ def test_free_verse_avoids_copies_where_the_index_is_at_hand(monkeypatch: pytest
 
 def test_no_copy_reads_the_corpus_once(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", MADE_UP * 8)
-    arguments = {"corpus": str(corpus), "files": 8, "text": "None"}
+    arguments = {"corpus": str(corpus), "files": 8, "text": None}
     save_model(tmp_path / "m.safetensors", verse_model(), VERSES, max_length=24, arguments=arguments)
     outcome = generate("--form", "五絕", "--no-copy", "--seed", 0)
     assert outcome.code == 0 and outcome.err == f"--no-copy reads the corpus once, for {FILE}\n"

@@ -18,6 +18,7 @@ import corpus
 import download
 import numpy as np
 import pytest
+import resuming
 import training
 from model import load_model
 from poetry_helpers import (
@@ -34,7 +35,7 @@ from poetry_helpers import (
     tree,
     write_corpus,
 )
-from train import default_task, main, parse_arguments
+from train import default_data, main, parse_arguments
 from vocabulary import Vocabulary
 
 import minidl
@@ -43,7 +44,15 @@ TEST = ["test_loss", "test_perplexity", "test_targets", "vocabulary_size", "unkn
 ERRORS = ["test_loss_error", "test_perplexity_error"]
 STARTS = "日紅山夜湖海月"
 MISSING = "({}: not in this corpus's vocabulary)"
-FILES = ["curves.png", "lines.npy", "metrics.jsonl", "model.safetensors", "poems.png", "poems.txt"]
+FILES = [
+    "checkpoint.safetensors",
+    "curves.png",
+    "lines.npy",
+    "metrics.jsonl",
+    "model.safetensors",
+    "poems.png",
+    "poems.txt",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -282,7 +291,7 @@ def test_of_a_larger_corpus_nothing_stays_but_its_ids(here: Path, monkeypatch: p
         (here / "mine.txt").write_text("\n".join(poems[:count]), encoding="utf-8")
         monkeypatch.setattr(sys, "argv", ["train.py", "--text", "mine.txt"])
         tracemalloc.start()
-        task, index = default_task(parse_arguments())
+        task, index, _ = default_data(parse_arguments())
         held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
         assert task.max_length == 30 and len(index) > 0
@@ -443,7 +452,11 @@ def test_a_run_that_diverges_at_once_ends_in_one_line_and_leaves_the_folder_free
         outcome = train(corpus_folder, "--lr", "1e300", "--out", "a")
     assert outcome.code == 2 and outcome.out == ""
     last = outcome.err.splitlines()[-1]
-    assert "train.py: error: training diverged after 1 steps" in last and last.endswith("try a smaller learning rate")
+    assert (
+        "train.py: error: training diverged after 1 steps: the gradient of head.bias is not finite; try a smaller"
+        in last
+    )
+    assert last.endswith("; nothing was saved yet")
     assert tree(here / "a") == []
     assert train(corpus_folder, "--epochs", 1, "--out", "a").code == 0
 
@@ -507,7 +520,7 @@ def test_a_full_disk_ends_in_one_line(corpus_folder: Path, monkeypatch: pytest.M
     outcome = train(corpus_folder, "--out", "a")
     assert outcome.code == 2 and outcome.out == ""
     last = outcome.err.splitlines()[-1]
-    assert last.endswith("model.safetensors: cannot be written (No space left on device)")
+    assert last.endswith("checkpoint.safetensors: cannot be written (No space left on device)")
     assert "Traceback" not in outcome.err
 
 
@@ -544,23 +557,29 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_best_model_is_there(
     # "\r" begins a progress bar's line; what stays is the notes of the epochs until the signal, and one more
     notes = [line.split("\r")[-1].strip() for line in text.removesuffix("\n").split("\n")]
     assert "Traceback" not in text
-    assert text.endswith("interrupted; the best epoch so far is in a\n") and text.count("interrupted") == 1
+    checkpoint = resuming.read(here / "a")
+    assert checkpoint is not None
+    assert notes[-1] == f"interrupted; step {checkpoint.steps} is saved in a, and --resume --out a goes on from there"
+    assert text.endswith("\n") and text.count("interrupted") == 1
     assert all(" nats/char (perplexity " in note for note in notes[:-1]), notes
     lines = jsonl(here / "a" / "metrics.jsonl")
     assert len(lines) >= 4 and all(list(line) == EPOCH_FIELDS for line in lines)
     _, vocabulary, facts = load_model(here / "a" / "model.safetensors")
     assert len(vocabulary) == 14
-    # the signal may have come between an epoch's model and its line
     losses = [line["validation_loss"] for line in lines]
-    assert facts["epoch"] in (losses.index(min(losses)) + 1, len(lines) + 1)
+    assert facts["epoch"] == losses.index(min(losses)) + 1 and checkpoint.facts["lines"] == lines
     assert [name for name in tree(here / "a") if "tmp" in name] == []
 
 
 @pytest.mark.parametrize(
     ("error", "epochs", "kept"),
     [
-        (MemoryError("Out of memory allocating 512 bytes\nmore"), 0, "no epoch was finished"),
-        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), 2, "the best epoch so far is in a"),
+        (MemoryError("Out of memory allocating 512 bytes\nmore"), 0, "nothing was saved yet"),
+        (
+            RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
+            2,
+            "step 18 is saved in a, and --resume --out a goes on from there",
+        ),
     ],
 )
 def test_memory_that_runs_out_is_told_with_a_remedy_and_loses_nothing(

@@ -24,8 +24,8 @@ FILE = "model.safetensors"
 def main() -> int:
     args = parse_arguments()
     model, vocabulary, facts = load_model(args.run / FILE)
-    made = facts.get("arguments", {})
-    if made.get("text") != "None" or made.get("protocol") != "None":
+    made = facts.get("arguments")
+    if made is None or made["text"] is not None or made["protocol"] is not None:
         raise cli.UsageError(f"{args.run / FILE} was not trained on the Tang poems by a recipe of train.py")
     found = Namespace(text=None, corpus=args.corpus, files=made["files"], max_length=made["max_length"])
     task = packed_task(train.read_parts(found), vocabulary, batch_size=256)
@@ -36,7 +36,7 @@ def main() -> int:
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     model.load_state_dict(half)
     figures["float16"] = held_out_figures(model, task)
-    settings = {name: value for name, value in made.items() if name not in ("out", "corpus")}  # folders of here
+    settings = {name: value for name, value in made.items() if name != "corpus"}  # a folder of here
     minidl.save(args.out / FILE, half, {**metadata, "arguments": settings, "figures": figures["float16"]})
     shutil.copyfile(args.run / copies.FILE, args.out / copies.FILE)
     for kind, values in figures.items():
