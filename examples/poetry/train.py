@@ -248,8 +248,8 @@ def typed(args: Namespace) -> list[str]:
 def check_the_same(parser: cli.Parser, args: Namespace, before: dict[str, Any]) -> None:
     """An error if the settings are not those of the run that is to go on."""
     now = as_json(args)
-    for name in now.keys() - set(MAY_CHANGE):
-        if now[name] != before.get(name):
+    for name in now:
+        if name not in MAY_CHANGE and now[name] != before.get(name):
             option = f"--{name.replace('_', '-')} {now[name]}"
             parser.error(f"{option} does not go with --resume: the run in {args.out} has {before.get(name)}")
 
