@@ -11,6 +11,7 @@ import numpy as np
 import protocol
 import pytest
 import training
+from judging import judge
 from model import PoemModel, load_model
 from poetry_helpers import (
     Outcome,
@@ -97,6 +98,11 @@ def test_the_whole_report(tmp_path: Path) -> None:
     for start, _, *ours in rows:
         assert len(ours) == 3
         assert all(poem == "(not in this corpus)" if start in "湖海" else poem[0] == start for poem in ours)
+    head, *rows = re.findall(r"^\| (.*) \| (.*) \| (.*) \|$", text.split("The report's poems lose their form")[1], re.M)
+    assert head == ("the report", "五絕", "七絕")
+    for start, (reported, *ruled) in zip("日紅山夜湖海月", rows[1:], strict=True):
+        assert reported in protocol.POEMS and [poem[0] for poem in ruled] == [start, start]
+        assert [judge(poem).shape for poem in ruled] == ["五絕", "七絕"] and all(judge(poem).kept for poem in ruled)
 
 
 def test_every_run_has_the_reports_settings_and_its_own_start(monkeypatch: pytest.MonkeyPatch) -> None:
