@@ -211,6 +211,8 @@ follows nothing but itself. Always taking the likeliest character, it runs in ci
 
 {poems_table(poems)}
 
+## Poems that keep a form
+
 The report's poems lose their form on the way: seven characters in one line, six in the next. These, with the same
 beginnings, are by the model that comes with the programs, which learned from all the Tang files and other settings
 (`train.py --recipe best`), and `generate.py --form` holds them to the length, rhyme and tones of the form.
