@@ -319,8 +319,12 @@ def test_a_damaged_checkpoint_is_an_error_and_stays(stopped: Path) -> None:
 
 
 def test_another_checkpoint_is_refused(stopped: Path) -> None:
+    tensors, facts = minidl.load(stopped / "checkpoint.safetensors")
     shutil.copy(stopped / "model.safetensors", stopped / "checkpoint.safetensors")
     refused(train("--resume", "--out", stopped), "not of a run of train.py")
+    for wrong in ({"typed": 7}, {"typed": [7]}, {"arguments": []}, {"lines": None}, {"machine": "mine"}):
+        minidl.save(stopped / "checkpoint.safetensors", tensors, facts | wrong)
+        refused(train("--resume", "--out", stopped), "not of a run of train.py")
 
 
 @pytest.mark.parametrize(
@@ -335,7 +339,8 @@ def test_another_checkpoint_is_refused(stopped: Path) -> None:
         lambda tensors, facts: facts["rng"]["state"].update(state=-1),
         lambda tensors, facts: facts["sums"].pop("targets"),
         lambda tensors, facts: facts.update(lines=[{"epoch": 1}]),
-        lambda tensors, facts: facts.update(lines=7),
+        lambda tensors, facts: facts.update(lines=[7]),
+        lambda tensors, facts: facts.pop("seconds"),
         lambda tensors, facts: facts.update(seconds="soon"),
     ],
 )

@@ -28,7 +28,7 @@ import minidl
 from minidl.schedules import Schedule
 
 KIND = "poem run"
-FACTS = {"arguments", "typed", "poems", "lines", "rng", "sums", "seconds", "machine"}
+FACTS = {"arguments": dict, "typed": list, "poems": str, "lines": list, "rng": dict, "sums": dict, "machine": dict}
 SUMS = ("batches", "targets", "places", "poems")
 
 
@@ -52,7 +52,8 @@ def read(folder: Path) -> Checkpoint | None:
         return None
     tensors, facts = minidl.load(path)
     steps = tensors.get("schedule.steps", np.zeros(1))
-    if facts.get("kind") != KIND or FACTS - facts.keys() or steps.shape != ():
+    whole = facts.get("kind") == KIND and all(isinstance(facts.get(name), kind) for name, kind in FACTS.items())
+    if not whole or not all(isinstance(word, str) for word in facts["typed"]) or steps.shape != ():
         raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a run of train.py")
     return Checkpoint(path, tensors, facts)
 
