@@ -14,7 +14,7 @@ from harness import POETRY
 
 sys.path.append(str(POETRY))
 if TYPE_CHECKING:
-    from training import Rows
+    from tasks import Rows
 BATCH = 256  # poems a step, as train.py takes by default
 
 
@@ -33,7 +33,7 @@ def import_all() -> None:
 def training_rows(directory: Path | None, files: int, max_vocabulary: int | None = None) -> tuple[Rows, sizes.Size]:
     """The training part of the first `files` files, encoded, and the default model's size for it."""
     import train
-    from training import Rows
+    from tasks import Rows
     from vocabulary import Vocabulary
 
     longest = train.DEFAULTS["max_length"]

@@ -12,7 +12,7 @@ import pytest
 from helpers import filled, relative_error
 from model import Batch, Nats, PoemModel, load_model, save_model
 from poetry_helpers import VOCABULARY, log_softmax, small_model, weights
-from training import Rows
+from tasks import Rows
 from vocabulary import END, UNKNOWN, Vocabulary
 
 import minidl

@@ -14,7 +14,8 @@ import pytest
 from model import Batch, PoemModel
 from poetry_helpers import CHARACTERS, log_softmax, pseudo_poems
 from protocol import report_task, rows_task
-from training import Task, build_optimizer, fit
+from tasks import Task
+from training import build_optimizer, fit
 from vocabulary import END, PAD, UNKNOWN
 
 import minidl

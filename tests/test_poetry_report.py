@@ -10,6 +10,7 @@ import download
 import numpy as np
 import protocol
 import pytest
+import tasks
 import training
 from judging import judge
 from model import PoemModel, load_model
@@ -108,7 +109,7 @@ def test_the_whole_report(tmp_path: Path) -> None:
 def test_every_run_has_the_reports_settings_and_its_own_start(monkeypatch: pytest.MonkeyPatch) -> None:
     fit, seen = training.fit, []
 
-    def spy(model: PoemModel, schedule: Any, task: training.Task, **options: Any) -> Any:
+    def spy(model: PoemModel, schedule: Any, task: tasks.Task, **options: Any) -> Any:
         optimizer = schedule.optimizer
         rates = {schedule.rate(step) for step in range(50)}
         values = np.unique(np.concatenate([parameter.data.ravel() for parameter in model.parameters()]))

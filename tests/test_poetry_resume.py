@@ -39,7 +39,8 @@ from poetry_helpers import (
     weights,
     write_corpus,
 )
-from training import Standing, build_optimizer, fit, packed_task
+from tasks import packed_task
+from training import Standing, build_optimizer, fit
 
 import minidl
 from minidl import optimizers

@@ -8,7 +8,8 @@ import report
 from model import PoemModel
 from poetry_helpers import VOCABULARY, pseudo_poems
 from protocol import report_task
-from training import Progress, Task, build_optimizer, evaluate, packed_task, train_epoch
+from tasks import Task, packed_task
+from training import Progress, build_optimizer, evaluate, train_epoch
 from vocabulary import PAD
 
 import minidl

@@ -19,6 +19,7 @@ import download
 import numpy as np
 import pytest
 import resuming
+import tasks
 import training
 from model import load_model
 from poetry_helpers import (
@@ -142,7 +143,7 @@ def test_the_best_model_is_in_the_file_with_its_settings(run: tuple[Outcome, Pat
     assert (facts["arguments"]["seed"], facts["arguments"]["lr"]) == (3, 0.02)
     assert len(vocabulary) == 14
     assert (model.settings["embedding_size"], model.settings["hidden_size"]) == (6, 8)
-    task = training.packed_task(corpus.split(pseudo_poems(300)), vocabulary, 32)
+    task = tasks.packed_task(corpus.split(pseudo_poems(300)), vocabulary, 32)
     assert training.held_out_figures(model, task) == pytest.approx(last), "the test figures are the saved model's"
 
 
@@ -327,7 +328,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> dict[str
     """What train.py hands to `fit`."""
     seen: dict[str, Any] = {}
 
-    def fit(model: Any, schedule: Any, task: training.Task, **options: Any) -> Any:
+    def fit(model: Any, schedule: Any, task: tasks.Task, **options: Any) -> Any:
         seen.update(options, model=model, schedule=schedule, task=task)
         stop()
 
@@ -507,7 +508,7 @@ def test_the_file_keeps_the_best_epoch_though_later_ones_follow(
     model, vocabulary, facts = load_model(here / "a" / "model.safetensors")
     assert facts["epoch"] == 2
     parts = corpus.split(pseudo_poems(300))
-    task = training.packed_task(parts, vocabulary, 32)
+    task = tasks.packed_task(parts, vocabulary, 32)
     assert evaluate(model, task.test).loss == pytest.approx(last["test_loss"], rel=1e-6)
     assert evaluate(model, task.validation).loss == pytest.approx(lines[1]["validation_loss"], rel=1e-6)
 

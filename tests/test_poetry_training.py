@@ -19,7 +19,8 @@ from poetry_helpers import (
     small_model,
     weights,
 )
-from training import Diverged, Joined, Mean, Rows, Task, build_optimizer, evaluate, fit, packed_task
+from tasks import Joined, Rows, Task, packed_task
+from training import Diverged, Mean, build_optimizer, evaluate, fit
 from training import held_out_figures as figures_of_the_test_part
 from verse import write_poems
 from vocabulary import BEGIN, END, UNKNOWN, Vocabulary

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from cli import UsageError
 from model import Batch
-from training import Task
+from tasks import Task
 from verse import MAX_LENGTH
 from vocabulary import END, PAD, UNKNOWN, Vocabulary
 

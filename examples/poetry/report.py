@@ -24,7 +24,8 @@ from model import Batch, PoemModel, load_model, save_model
 from plans import plan
 from prosody import FORMS, Form
 from readings import sounds
-from training import Diverged, Task, build_optimizer, fit
+from tasks import Task
+from training import Diverged, build_optimizer, fit
 from verse import STARTS, TEMPERATURE, write_poems
 
 import minidl

@@ -14,7 +14,8 @@ import copies
 import numpy as np
 import train
 from model import load_model
-from training import held_out_figures, packed_task
+from tasks import packed_task
+from training import held_out_figures
 
 import minidl
 
