@@ -26,17 +26,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def import_all() -> None:
     """What `training_rows` imports, for those who measure what it does besides."""
-    for name in ("train", "training", "vocabulary"):
+    for name in ("settings", "train", "tasks", "vocabulary"):
         importlib.import_module(name)
 
 
 def training_rows(directory: Path | None, files: int, max_vocabulary: int | None = None) -> tuple[Rows, sizes.Size]:
     """The training part of the first `files` files, encoded, and the default model's size for it."""
+    import settings
     import train
     from tasks import Rows
     from vocabulary import Vocabulary
 
-    longest = train.DEFAULTS["max_length"]
+    longest = settings.DEFAULTS["max_length"]
     part = train.read_parts(argparse.Namespace(text=None, corpus=directory, files=files, max_length=longest))[0]
     gc.collect()  # as train.py does
     vocabulary = Vocabulary.build(part, most=max_vocabulary)
