@@ -30,6 +30,15 @@ def import_all() -> None:
         importlib.import_module(name)
 
 
+def report_poems(directory: Path | None) -> list[str]:
+    """The report's poems in its order, duplicates and all."""
+    import corpus
+    import protocol
+
+    longest = protocol.DATA["max_length"]
+    return corpus.load(directory, protocol.FILES, max_length=longest, unique=False, progress=False).poems
+
+
 def training_rows(directory: Path | None, files: int, max_vocabulary: int | None = None) -> tuple[Rows, sizes.Size]:
     """The training part of the first `files` files, encoded, and the default model's size for it."""
     import settings

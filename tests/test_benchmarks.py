@@ -27,6 +27,7 @@ from results import Question, Ratio  # noqa: E402
 
 GPU = ("device_calls", "gpu")
 PROGRAMS = ("train_step", "profile_step", "sweep", "poems_epoch", "generate", "memory", "scaling", "plots", *GPU)
+PROGRAMS += ("time_to_perplexity",)
 FIELDS = ("ratio", "ratio_is", "ours", "peers", "floor", "unit", "spread", "versions", "cores", "rounds")
 PRETENDING = f"""
 import sys
@@ -251,6 +252,45 @@ def test_sweeps_are_drawn_and_other_files_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
     _, err = run("plots", str(tmp_path / "other.json"), code=2)
     assert "is no result of" in err and len(err.splitlines()) == 1
+
+
+def test_time_to_perplexity_ends_with_the_epoch_that_reaches_the_bar(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus", pseudo_poems(290))  # of which 256 train
+    options = ("--corpus", str(folder), "--rounds", "1", "--sides", "minidl")
+    result = run_json("time_to_perplexity", *options, "--bar", "99")
+    figures = result["figures"]["minidl"]
+    assert 1 < figures["loss"] < 99 and figures["epochs"] == 1 and result["ours"] == figures["seconds"] > 0
+    _, err = run("time_to_perplexity", *options, "--bar", "0.1", code=2)
+    assert "nats after all" in err
+
+
+@pytest.mark.oracle
+def test_the_reports_run_in_pytorch_has_the_losses_of_ours_and_learns() -> None:
+    """A start with minidl's weights has the losses that minidl counts: with pads, and of real targets."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import protocol
+    from model import PoemModel
+    from side_torch_report import ReportModel, rows_of
+    from training import evaluate
+
+    task = protocol.report_task(pseudo_poems(60), batch_size=8)
+    ours, model = PoemModel(len(task.vocabulary), rng=0), ReportModel(len(task.vocabulary))
+    names = [
+        "embedding.weight",
+        "lstm.weight_ih_l0",
+        "lstm.weight_hh_l0",
+        "lstm.bias_ih_l0",
+        "head.weight",
+        "head.bias",
+    ]
+    weights = {name: torch.from_numpy(w) for name, w in zip(names, ours.state_dict().values(), strict=True)}
+    model.load_state_dict({**weights, "lstm.bias_hh_l0": torch.zeros(1024)})
+    mean = evaluate(ours, task.validation)
+    expected = pytest.approx((mean.loss_with_pads, mean.loss), rel=1e-5)
+    assert model.losses([rows_of(batch) for batch in task.validation]) == expected
+    for _ in range(3):
+        model.train_epoch([rows_of(batch) for batch in task.train(np.random.default_rng(0))])
+    assert model.losses([rows_of(batch) for batch in task.validation])[1] < mean.loss
 
 
 @pytest.mark.oracle
