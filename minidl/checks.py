@@ -34,7 +34,7 @@ def integer(name: str, value: int, low: int) -> int:
 def number(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """`value` as a finite float in [low, high), or in (low, high) with open_low."""
     try:
-        if isinstance(value, (str, bytes, bool, np.bool_)) or getattr(value, "ndim", 0):  # float() takes them too
+        if isinstance(value, (str, bytes, bool, np.bool_)) or getattr(value, "ndim", None):  # float() takes them too
             raise TypeError
         result = float(value)
     except (TypeError, ValueError):

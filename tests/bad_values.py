@@ -145,10 +145,18 @@ def mapping(good: dict[str, np.ndarray]) -> list[Row]:
     wrong: dict[str, Any] = {"int keys": {3: array}, "missing": fewer, "more": {**good, "more": array}, "empty": {}}
     wrong |= {"renamed": {**fewer, "x": array}, "a key of another kind": {**good, 3: array}}
     for what, value in {
-        "None": None, "text": "x", "number": 1.0, "set": {1}, "ints": array.astype(int), "objects": array.astype(object),
-        "complex": array.astype(complex), "bools": array.astype(bool), "another shape": array[..., None],
-        "too short": array[:-1], "ragged": [[1.0], [1.0, 2.0]],
-    }.items():  # fmt: skip
+        "None": None,
+        "text": "x",
+        "number": 1.0,
+        "set": {1},
+        "ints": array.astype(int),
+        "objects": array.astype(object),
+        "complex": array.astype(complex),
+        "bools": array.astype(bool),
+        "another shape": array[..., None],
+        "too short": array[:-1],
+        "ragged": [[1.0], [1.0, 2.0]],
+    }.items():
         wrong[f"a value that is {what}"] = {**good, name: value}
     return found + rows(ValueError, **wrong)
 

@@ -90,13 +90,21 @@ positive = real(lambda value: value > 0, "above 0")
 
 @contextlib.contextmanager
 def results_folder(path: Path) -> Iterator[Path]:
-    """Make `path` and try to write in it; UsageError if that fails or if it already holds a run.
+    """`output_folder` for a run; UsageError if it already holds one."""
+    with contextlib.suppress(OSError):  # of which `output_folder` tells
+        if (path / METRICS).exists():
+            raise UsageError(f"--out {path} {TAKEN if (path / METRICS).stat().st_size else BEGUN}")
+    with output_folder(path):
+        yield path
+
+
+@contextlib.contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Make `path` and try to write in it; UsageError if that fails.
 
     The folders that had to be made go again if nothing was put into them.
     """
     try:
-        if (path / METRICS).exists():
-            raise UsageError(f"--out {path} {TAKEN if (path / METRICS).stat().st_size else BEGUN}")
         new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -178,16 +186,24 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     try:
-        code = main() or 0
+        try:
+            code = main() or 0
+        except SystemExit as ended:  # of --help, whose text is still to be written, or of a wrong argument
+            code = int(ended.code or 0)
         sys.stdout.flush()
     except KeyboardInterrupt:
         note("interrupted")
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at exit
         code = 0
     except expected as error:
         name = Path(sys.argv[0]).name
-        note(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}")
+        with contextlib.suppress(OSError):  # there may be no room for it either
+            note(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}")
         code = 2
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # nothing is left to be flushed at exit
     sys.exit(code)

@@ -9,6 +9,7 @@ from explaining import Thought
 from figures import BLUE, GREY, MISSING_FONT, RED, chinese_font
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from whole_files import save_figure
 
 STOPS = "，。"  # a line of the picture ends with these
 CELL, ROW = 0.62, 0.3  # inches
@@ -33,7 +34,7 @@ def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
     figure = Figure(figsize=(width, height), facecolor="white")
     if font is None:
         figure.text(0.5, 0.5, MISSING_FONT, ha="center", va="center", wrap=True)
-        figure.savefig(path, dpi=100)
+        save_figure(figure, path, 100)
         return
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -66,7 +67,7 @@ def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
             y = top + 0.9 + SHOWN * ROW
             rule = f"{thought.rule}: −{thought.forbidden:.0%}" if thought.rule else ""
             axes.text(x, y, rule.replace("end of the ", "end of "), fontproperties=tiny, va="center", color=RED)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, 110)
 
 
 def _percent(share: float) -> str:

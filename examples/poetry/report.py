@@ -22,6 +22,7 @@ import protocol
 from model import Batch, PoemModel, save_model
 from training import Diverged, Task, build_optimizer, fit
 from verse import STARTS, write_poems
+from whole_files import write_text
 
 import minidl
 
@@ -77,7 +78,7 @@ def report(args: Namespace, out: Path) -> int:
     figures.draw_optimizers(out / "optimizers.png", pairs)
     figures.draw_starts(out / "starts.png", starts, unigram_entropy(task))
     figures.draw_poems(out / "poems.png", [poem for poem in poems["adam"] if poem])
-    (out / "report.md").write_text(report_text(args, task, curves, starts, poems), encoding="utf-8")
+    write_text(out / "report.md", report_text(args, task, curves, starts, poems))
     cli.note(f"the report is {out / 'report.md'}")
     return 0
 
