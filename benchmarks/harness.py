@@ -180,16 +180,18 @@ def main(program: Callable[[], None]) -> NoReturn:
             if ended.code:
                 raise
         sys.stdout.flush()
+        sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at exit
-        sys.exit(0)
     except ModuleNotFoundError as error:
         reason = f"{error}; in the repository's folder: pip install -e '.[bench]'"
     except (BenchmarkError, OSError) as error:
-        reason = " ".join(str(error).split())
-    else:
+        reason = "" if isinstance(error, BrokenPipeError) else " ".join(str(error).split())  # `| head` is no error
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at exit
+    if not reason:
         sys.exit(0)
     print(f"{Path(sys.argv[0]).name}: error: {reason}", file=sys.stderr)
     sys.exit(2)

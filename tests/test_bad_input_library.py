@@ -13,6 +13,9 @@ import pytest
 from helpers import refuses
 from public_functions import NO_INPUT, Subject, parameters, public, subjects
 
+import minidl
+from minidl.gradcheck import _floats
+
 PUBLIC = dict(public())
 SUBJECTS = subjects()
 PARAMETERS = [(name, parameter) for name in SUBJECTS for parameter in parameters(PUBLIC[name])]
@@ -67,3 +70,41 @@ def test_a_bad_argument_is_told_in_one_line_and_changes_nothing(name: str, param
                 f"{what}: expected {error.__name__}, {type(failure).__name__}: {' '.join(str(failure).split())}"
             )
     assert not failures, "\n".join(failures)
+
+
+def strided(value: Any, how: str) -> Any:
+    """Arrays in `value` as views of the same numbers that are not contiguous, or in Fortran's order."""
+    if isinstance(value, tuple):
+        return tuple(strided(part, how) for part in value)
+    if not isinstance(value, np.ndarray) or value.ndim == 0:
+        return value
+    if how == "columns first":
+        return np.asfortranarray(value)
+    wide = np.repeat(value, 2, axis=-1)
+    return wide[..., ::2] if how == "every second" else np.flip(np.flip(value, 0).copy(), 0)
+
+
+ARRAYS = [
+    name
+    for name in SUBJECTS
+    if name.split(".")[-1] in ("forward", "backward", "__call__", "forward_backward", "logits")
+    or name in ("softmax_cross_entropy", "sample", "to_host")
+]
+
+
+@pytest.mark.parametrize("how", ["every second", "columns first", "backwards"])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_that_is_not_contiguous_gives_what_its_copy_gives(name: str, how: str) -> None:
+    results = []
+    for change in (False, True):
+        subject, arguments = made(name)
+        changed = {
+            key: strided(value, how) if change and key not in ("cache", "rng") else value
+            for key, value in arguments.items()
+        }
+        outcome = called(subject, changed)
+        grads = [p.grad for layer in subject.keep if isinstance(layer, minidl.Layer) for p in layer.parameters()]
+        results.append([*_floats(outcome), *grads, *([outcome] if name == "sample" else [])])
+    assert results[0]
+    for contiguous, other in zip(*results, strict=True):
+        np.testing.assert_allclose(other, contiguous, rtol=1e-12, atol=1e-14)

@@ -104,14 +104,15 @@ def output_folder(path: Path) -> Iterator[Path]:
 
     The folders that had to be made go again if nothing was put into them.
     """
+    new: list[Path] = []
     try:
-        new = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from error
-    try:
+        try:
+            new += [folder for folder in (path, *path.parents) if not folder.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from error
         yield path
     finally:
         for folder in new:

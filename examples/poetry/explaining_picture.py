@@ -65,7 +65,7 @@ def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
                 shift = 0.3 if len(other.character) == 1 else 0.6
                 axes.text(x + shift, y, _percent(other.probability), fontproperties=tiny, va="center", color=color)
             y = top + 0.9 + SHOWN * ROW
-            rule = f"{thought.rule}: −{thought.forbidden:.0%}" if thought.rule else ""
+            rule = f"{thought.rule}: -{thought.forbidden:.0%}" if thought.rule else ""
             axes.text(x, y, rule.replace("end of the ", "end of "), fontproperties=tiny, va="center", color=RED)
     save_figure(figure, path, 110)
 

@@ -28,14 +28,13 @@ def main() -> int:
     made = facts.get("arguments") or {}
     if made.get("text") != "None" or made.get("protocol") != "None" or not {"files", "max_length"} <= made.keys():
         raise cli.UsageError(f"{args.run / FILE} was not trained on the Tang poems by a recipe of train.py")
-    found = Namespace(text=None, corpus=args.corpus, files=made["files"], max_length=made["max_length"])
-    task = packed_task(train.read_parts(found), vocabulary, batch_size=256)
-
     try:
         index = LineIndex.load(args.run / copies.FILE)
     except ValueError as error:
         raise cli.UsageError(str(error)) from None
     with cli.results_folder(args.out) as out:
+        found = Namespace(text=None, corpus=args.corpus, files=made["files"], max_length=made["max_length"])
+        task = packed_task(train.read_parts(found), vocabulary, batch_size=256)
         shrink(args.run / FILE, out, model, task, index)
     return 0
 
