@@ -38,8 +38,15 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
     from safetensors import SafetensorError
     from safetensors.numpy import save as to_bytes
 
-    path = Path(path)
-    arrays = {name: backend.to_host(array) for name, array in tensors.items()}
+    path = _path(path)
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors must be a dict of arrays, got {type(tensors).__name__}")
+    arrays = {}
+    for name, array in tensors.items():
+        try:
+            arrays[name] = backend.to_host(array)
+        except TypeError as error:
+            raise CheckpointError(f"{path}: not written, {name!a}: {error}") from None
     # Contiguous and of the machine's byte order. np.ascontiguousarray would make 0-d arrays 1-d.
     arrays = {name: a.astype(a.dtype.newbyteorder("="), order="C", copy=False) for name, a in arrays.items()}
     for name, array in arrays.items():
@@ -59,8 +66,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
     entry = {"format": FORMAT, "sha256": _digest(arrays, text), "metadata": text}
     try:
         _replace(path, to_bytes(arrays, {"minidl": json.dumps(entry, ensure_ascii=False)}))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        raise CheckpointError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not written, the format refuses it ({error})") from error
 
@@ -72,8 +79,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
-    if path.is_dir():
+    path = _path(path)
+    if os.path.isdir(path):
         raise CheckpointError(f"{path}: cannot be read (is a directory)")
     try:
         with safe_open(path, framework="numpy") as file:
@@ -95,6 +102,12 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     if digest != _digest(tensors, text):
         raise CheckpointError(f"{path}: damaged, its SHA-256 does not match its content")
     return tensors, json.loads(text)
+
+
+def _path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a str or a path, got {type(path).__name__}")
+    return Path(path)
 
 
 def _digest(arrays: Mapping[str, np.ndarray], metadata: object) -> str:

@@ -70,6 +70,10 @@ def snapshot(*things: Any) -> list[Any]:
             parts += snapshot(*thing)
         elif isinstance(thing, np.ndarray):
             parts.append(thing.tobytes())
+        elif isinstance(thing, np.random.Generator):
+            parts.append(repr(thing.bit_generator.state))
+        elif isinstance(thing, dict):
+            parts += snapshot(*thing.items())
         else:
             parts.append(thing)
     return parts

@@ -10,6 +10,7 @@ from explaining import Thought
 from figures import BLUE, GREY, RED, chinese_font
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from whole_files import save_figure
 
 STOPS = "，。"  # a line of the picture ends with these
 CELL, ROW = 0.62, 0.3  # inches
@@ -70,10 +71,10 @@ def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
             y = top + 0.9 + SHOWN * ROW
             rule = thought.rule.replace("end of the ", "end of ")
             if rule:
-                face, share = tiny if rule.isascii() else small, f"−{thought.forbidden:.0%}"
+                face, share = tiny if rule.isascii() else small, f"-{thought.forbidden:.0%}"
                 axes.text(x, y, rule, fontproperties=face, va="center", color=RED)
                 axes.text(x, y + 0.7 * ROW, share, fontproperties=tiny, va="center", color=RED)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, 110)
 
 
 def _percent(share: float) -> str:

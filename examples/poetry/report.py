@@ -27,6 +27,7 @@ from readings import sounds
 from tasks import Task
 from training import Diverged, build_optimizer, fit
 from verse import STARTS, TEMPERATURE, write_poems
+from whole_files import write_text
 
 import minidl
 
@@ -84,7 +85,7 @@ def report(args: Namespace, out: Path) -> int:
     figures.draw_optimizers(out / "optimizers.png", pairs)
     figures.draw_starts(out / "starts.png", starts, unigram_entropy(task))
     figures.draw_poems(out / "poems.png", [poem for poem in poems["adam"] if poem])
-    (out / "report.md").write_text(report_text(args, task, curves, starts, poems, ruled), encoding="utf-8")
+    write_text(out / "report.md", report_text(args, task, curves, starts, poems, ruled))
     cli.note(f"the report is {out / 'report.md'}")
     return 0
 

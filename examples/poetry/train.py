@@ -29,6 +29,7 @@ from tasks import Joined, Task, packed_task
 from training import Diverged, Standing, build_optimizer, fit, held_out_figures
 from verse import MAX_LENGTH, STARTS, write_poems
 from vocabulary import Vocabulary
+from whole_files import write_text
 
 import minidl
 from minidl.schedules import Schedule
@@ -232,7 +233,7 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
     poems = iter(written)
     lost = "({}: not in this corpus's vocabulary)"
     text = "\n".join(next(poems) if free or start in known else lost.format(start) for start in STARTS)
-    (args.out / "poems.txt").write_text(text + "\n", encoding="utf-8")
+    write_text(args.out / "poems.txt", text + "\n")
     print(text)
     figures.draw_poems(args.out / "poems.png", written)
 
