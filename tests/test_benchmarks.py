@@ -320,3 +320,25 @@ def test_minidl_and_pytorch_write_the_same_poem() -> None:
 def test_the_readme_names_every_file() -> None:
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in BENCHMARKS.glob("*.py") if path.name not in readme] == []
+
+
+def test_a_soak_tells_what_grows(tmp_path: Path) -> None:
+    pytest.importorskip("psutil", reason="psutil is not installed")
+    result = json.loads(run("soak", "--minutes", "0.05", "--every", "0.1", "--out", str(tmp_path / "a"), "--json")[0])
+    assert result["rounds_last"] > result["rounds_first"] >= 1 and result["files_last"] >= 3
+    assert png_size(tmp_path / "a" / "soak.png")[0] > 100
+    lines = (tmp_path / "a" / "soak.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) >= 4 and json.loads(lines[-1])["mib"] == result["mib_last"] > 10
+    _, err = run("soak", "--minutes", "0.01", "--every", "9", "--out", str(tmp_path / "b"), code=2)
+    assert "looks are too few" in err
+
+
+def test_the_verdict_is_the_slope_of_the_second_half() -> None:
+    pytest.importorskip("psutil", reason="psutil is not installed")
+    import soak
+
+    memory = [10.0, 99.0, 50.0, 51.0, 52.0, 53.0]  # 1 MiB every 30 seconds from the third on
+    samples = [{"seconds": 30.0 * n, "mib": mib, "files": 7, "threads": 3, "rounds": n} for n, mib in enumerate(memory)]
+    result = soak.verdict(samples)
+    assert result["kib_per_minute"] == pytest.approx(2048) and result["minutes"] == 2.5
+    assert (result["mib_first"], result["mib_last"], result["rounds_last"]) == (10, 53, 5)
