@@ -21,9 +21,9 @@ import harness
 import numpy as np
 import poems  # noqa: F401 (the poetry example can be imported from here on)
 import psutil
-from processes import BenchmarkError
 from results import layout
 
+LEAST = 4  # samples, for a verdict
 VOCABULARY, SIZE, LONGEST, POEMS = 1500, 96, 40, 256
 Sample = dict[str, float]
 
@@ -37,8 +37,6 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     samples = soak(args.minutes * 60, args.every, args.out / "soak.jsonl")
-    if len(samples) < 4:
-        raise BenchmarkError(f"{len(samples)} looks are too few to tell; take more --minutes or a shorter --every")
     draw(args.out / "soak.png", samples)
     result = verdict(samples)
     rows = [("", "MiB", "open files", "threads", "rounds")]
@@ -69,10 +67,10 @@ def soak(seconds: float, every: float, log: Path) -> list[Sample]:
     with tempfile.TemporaryDirectory() as folder, log.open("w", encoding="utf-8") as file:
         work, rounds, started = build(Path(folder)), 0, time.monotonic()
         with tqdm(total=round(seconds), unit="s", leave=False) as progress:
-            while (passed := time.monotonic() - started) < seconds:
+            while (passed := time.monotonic() - started) < seconds or len(samples) < LEAST:
                 work(rounds)
                 rounds += 1
-                progress.update(min(round(passed), progress.total) - progress.n)
+                progress.update(min(round(passed), round(seconds)) - progress.n)
                 if passed >= every * (len(samples) + 1):
                     samples.append({"seconds": passed, "rounds": rounds, **look()})
                     print(json.dumps(samples[-1]), file=file, flush=True)
