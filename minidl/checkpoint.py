@@ -198,20 +198,17 @@ def _digest(arrays: Mapping[str, np.ndarray], covered: object) -> str:
 def _replace(path: Path, content: bytes) -> None:
     """Write `content` beside `path` and put it in its place once it is safely on the disk."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
-    with temporary.open("xb") as file:
-        try:
+    try:
+        with temporary.open("xb") as file:
             _sweep(path, os.fstat(file.fileno()).st_mtime - STALE)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            file.close()  # Windows does not rename an open file
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                file.close()  # what is still in its buffer may fail as well
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
     if os.name == "posix":  # the new name must survive a power cut as well
         _flush_folder(path.parent)
 

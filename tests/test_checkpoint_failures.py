@@ -82,7 +82,7 @@ class Overlay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        self.close()
 
 
 def is_folder(descriptor: int) -> bool:
@@ -228,8 +228,8 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file.symlink_to("/dev/full")
         return open(file, "wb")
 
-    monkeypatch.setattr(Path, "open", linked)
-    with fails(path, "cannot be written", os.strerror(errno.ENOSPC)):
+    with monkeypatch.context() as patch, fails(path, "cannot be written", os.strerror(errno.ENOSPC)):
+        patch.setattr(Path, "open", linked)
         minidl.save(path, {"a": np.ones(100_000)}, {})
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["c"]
 
