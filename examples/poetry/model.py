@@ -160,8 +160,18 @@ def load_model(path: str | os.PathLike[str], backend: str = "numpy") -> tuple[Po
         if not isinstance(metadata.get("max_length", 1), int) or metadata.get("max_length", 1) < 1:
             raise ValueError(f"its max_length is {metadata['max_length']!r}")
         vocabulary = Vocabulary(metadata["tokens"])
+        _require_sizes(metadata["settings"], len(vocabulary), tensors)
         model = PoemModel(len(vocabulary), **metadata["settings"], backend=backend, rng=0)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a poem model ({error})") from error
     return model, vocabulary, metadata
+
+
+def _require_sizes(settings: dict[str, Any], vocabulary: int, tensors: dict[str, np.ndarray]) -> None:
+    """ValueError unless the weights have the sizes of the settings, so that no model is made larger than its file."""
+    embedding, hidden = settings["embedding_size"], settings["hidden_size"]
+    found = [tensors["embedding.weight"].shape, tensors["lstms.0.weight_hh"].shape]
+    layers = sum(name.endswith(".weight_hh") for name in tensors)
+    if found != [(vocabulary, embedding), (4 * hidden, hidden)] or settings["layers"] != layers:
+        raise ValueError(f"its settings {settings} and {vocabulary} tokens are not those of its weights")
