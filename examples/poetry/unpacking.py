@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-HEADER_BYTES = 2**14  # of one member: tarfile keeps all of it, and takes up to the square of it in time
+HEADER_BYTES = 2**13  # of one member: tarfile keeps all of it, and takes up to the square of it in time
 UNPACKED_BYTES = 2 << 30  # of the whole archive, far more than the package has
 SECONDS = 300.0
 
