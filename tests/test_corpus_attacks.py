@@ -215,8 +215,8 @@ def test_a_header_that_promises_or_wants_too_much(kind: str, cache: Path, brings
 
 
 def test_very_many_empty_members_take_no_memory(cache: Path, brings: Callable[[bytes], None]) -> None:
-    brings(gzip.compress(b"".join(member(f"{number}") for number in range(100))) * 60)
-    assert f"lacks {NAMES[0]}" in ends_well(find, cache, MEBIBYTE)  # tarfile alone would keep 6,000 of about 0.7 KB
+    brings(gzip.compress(b"".join(member(f"{number}") for number in range(100))) * 20)
+    assert f"lacks {NAMES[0]}" in ends_well(find, cache, MEBIBYTE)  # tarfile alone would keep all 2,000
 
 
 def test_a_bomb_ends_at_the_limit(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import slow_reference as slow
 from helpers import snapshot
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from slow_reference import Number
 from small_model import cut_for
@@ -68,7 +68,7 @@ def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
     if layout == "Fortran":
         return np.asfortranarray(array)
     if layout == "every second":
-        wide = np.full(tuple(2 * n for n in array.shape), np.nan, array.dtype)
+        wide = np.full(tuple(2 * n for n in array.shape), -1 if array.dtype.kind == "i" else np.nan, array.dtype)
         view = wide[tuple(slice(None, None, 2) for _ in array.shape)]
         view[...] = array
         return view
@@ -88,7 +88,7 @@ class Draw:
         """`large`: one number of each row is +-1e30, so that nothing cancels; `tiny`: denormal; `zeros`: +-0."""
         values = self.rng.normal(size=shape)
         if kind == "large":
-            places = self.rng.integers(0, shape[-1], shape[:-1] + (1,))
+            places = self.rng.integers(0, shape[-1], (*shape[:-1], 1))
             np.put_along_axis(values, places, self.rng.choice([-1e30, 1e30], places.shape), axis=-1)
         elif kind == "tiny":
             values *= np.finfo(self.dtype).smallest_subnormal * 1000
