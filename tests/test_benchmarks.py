@@ -23,10 +23,22 @@ import memory  # noqa: E402
 import results  # noqa: E402
 import side_floor  # noqa: E402
 import sizes  # noqa: E402
+import soak  # noqa: E402
 from results import Question, Ratio  # noqa: E402
 
 GPU = ("device_calls", "gpu")
-PROGRAMS = ("train_step", "profile_step", "sweep", "poems_epoch", "generate", "memory", "scaling", "plots", *GPU)
+PROGRAMS = (
+    "train_step",
+    "profile_step",
+    "sweep",
+    "poems_epoch",
+    "generate",
+    "memory",
+    "scaling",
+    "plots",
+    "soak",
+    *GPU,
+)
 FIELDS = ("ratio", "ratio_is", "ours", "peers", "floor", "unit", "spread", "versions", "cores", "rounds")
 PRETENDING = f"""
 import sys
@@ -251,6 +263,43 @@ def test_sweeps_are_drawn_and_other_files_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
     _, err = run("plots", str(tmp_path / "other.json"), code=2)
     assert "is no result of" in err and len(err.splitlines()) == 1
+
+
+def test_a_short_soak(tmp_path: Path) -> None:
+    picture = tmp_path / "soak.png"
+    result = run_json("soak", "--minutes", "0.03", "--threads", "2", "--out", str(picture))
+    assert len(result["done"]) == 3 and min(result["done"].values()) > 0
+    assert result["handles"][2] == result["handles"][1] > 2 and result["threads"][2] >= 2
+    seconds = [sample[0] for sample in result["samples"]]
+    assert seconds == sorted(seconds) and seconds[-1] >= 1.8
+    assert result["rss_kib_most"] >= max(result["rss_kib"]) > 10_000
+    assert png_size(picture)[0] > 100
+    _, err = run("soak", "--minutes", "-1", code=2)
+    assert "expected a number of minutes above 0, got '-1'" in err
+
+
+def test_the_verdict_of_a_soak() -> None:
+    def verdict(slope: float, handles: int = 0, threads: int = 0) -> dict[str, Any]:
+        """Half a minute a sample; handles and threads come one after the other from the middle on."""
+        times = range(41)
+        return soak.summary(
+            [
+                soak.Sample(30 * t, 1e5 + 5e4 * (t < 4) + slope * t / 2, 5 + handles * (t > 20), 3 + threads * (t > 20))
+                for t in times
+            ],
+            limit=10,
+        )
+
+    level = verdict(0)
+    assert level["steady"] and level["verdict"] == "steady" and abs(level["slope_kib_per_minute"]) < 1e-6
+    assert level["rss_kib"] == [1.5e5, 1e5, 1e5], "the warm-up does not count"
+    assert verdict(9)["steady"] and verdict(-50)["steady"]
+    grown = verdict(11.2)
+    assert not grown["steady"] and abs(grown["slope_kib_per_minute"] - 11.2) < 1e-6
+    assert grown["verdict"] == "its memory grew by 11 KiB a minute"
+    assert verdict(0, handles=1)["verdict"] == "its handles grew from 5 to 6"
+    assert verdict(0, threads=2)["verdict"] == "its threads grew from 3 to 5"
+    assert verdict(0, handles=-1)["steady"]
 
 
 @pytest.mark.oracle
