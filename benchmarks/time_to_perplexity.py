@@ -4,10 +4,10 @@
 
 `torch` is the report's recipe in PyTorch, to its end: rows of 50 filled up with pads, which count in the loss; batches
 of 256 in the corpus's order; Adam at 0.005; until the test part's cross-entropy rises. Its seconds are those until its
-best epoch was over. `minidl` trains the same model by the same rule at the same rate on the same poems, without pads, in
-shuffled batches of 32 poems of like length, the gradient clipped to 1, until the cross-entropy of the same test part's
-real targets is at most --bar: 5.137 nats (perplexity 170), what the report's model reached when it was repeated. Both
-test after every epoch, and that counts. Every turn is a whole run in a new process.
+best epoch was over. `minidl` trains the same model by the same rule at the same rate on the same poems, without pads,
+in shuffled batches of 32 poems of like length, the gradient clipped to 1, until the cross-entropy of the same test
+part's real targets is at most --bar: 5.137 nats (perplexity 170), what the report's model reached when it was repeated.
+Both test after every epoch, and that counts. Every turn is a whole run in a new process.
 """
 
 from __future__ import annotations
