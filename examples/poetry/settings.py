@@ -34,25 +34,21 @@ DEFAULTS = {
     "tied": False,
     "clip": 1.0,
 }
-BEST = {
-    "files": 58,
-    "max_length": 64,  # a regulated poem of eight seven-character lines
-    "min_count": 10,
-    "lr": 0.004,
-    "schedule": "one-cycle",
-    "epochs": 16,
-    "patience": 16,  # the schedule has to come to its end
-    "batch_size": 128,
-    "embedding_size": 256,
-    "dropout": 0.35,
-    "tied": True,
-}
-LARGE = {"lr": 0.002, "epochs": 6, "patience": 6, "dropout": 0.35}
-LARGE |= {"embedding_size": 512, "hidden_size": 512, "layers": 2}
 RECIPES: dict[str, dict[str, Any]] = {  # what they change of it
     "default": {},
-    "best": BEST,
-    "large": {**BEST, **LARGE},
+    "best": {
+        "files": 58,
+        "max_length": 64,  # a regulated poem of eight seven-character lines
+        "min_count": 10,
+        "lr": 0.004,
+        "schedule": "one-cycle",
+        "epochs": 16,
+        "patience": 16,  # the schedule has to come to its end
+        "batch_size": 128,
+        "embedding_size": 256,
+        "dropout": 0.35,
+        "tied": True,
+    },
 }
 NOT_SETTINGS = ("out", "resume", "checkpoint_every", "typed", "checkpoint")
 MAY_CHANGE = ("backend", "corpus", "text")  # of the settings of a run that goes on; its poems must be the same
@@ -74,8 +70,8 @@ def parse_arguments() -> Namespace:
     add("--max-length", "leave out poems of more characters", type=cli.whole(1))
     add("--max-vocabulary", "know only the N most frequent characters", type=cli.whole(1), metavar="N")
     add("--min-count", "know only characters seen so often", type=cli.whole(1))
-    recipes = "best replaces the defaults below by those with the lowest perplexity; large makes a larger model so"
-    add("--recipe", recipes, choices=list(RECIPES))
+    recipe = "best replaces the defaults below by those with the lowest perplexity"
+    add("--recipe", recipe, choices=list(RECIPES))
     protocols = "report: its experiment, whose settings replace the defaults below; report-rows: its poems, targets "
     protocols += "and test part, without pads, for any settings"
     add("--protocol", protocols, choices=list(protocol.PROTOCOLS))

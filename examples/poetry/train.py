@@ -2,7 +2,6 @@
 
 python examples/poetry/train.py                     the default recipe, on the report's 8 files
 python examples/poetry/train.py --recipe best       the recipe with the lowest perplexity, on all 58 files
-python examples/poetry/train.py --recipe large      and a larger model, for those with more time
 python examples/poetry/train.py --protocol report   the report's own experiment, as it was
 python examples/poetry/train.py --protocol report-rows --recipe best    its poems and test part, learned better
 python examples/poetry/train.py --text FILE         your own poems or prose, one a line
