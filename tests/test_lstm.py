@@ -1,7 +1,7 @@
 """LSTM: its gradients, its states, packed rows and chunks.
 
-`SlowLSTM` is written from the equations, one sequence and one step at a time, and is the judge of the forward
-pass; a five-point difference of it judges the backward pass independently of gradcheck.
+What it computes, forward and backward, is judged by slow_reference.py in test_properties.py and by the formulas in
+test_lstm_formulas.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from helpers import directional_derivative, filled, refuses, relative_error, snapshot
+from helpers import filled, refuses, relative_error, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,33 +71,6 @@ def run(c: Case) -> dict[str, np.ndarray]:
     return {"y": y, "h": h, "c": c_out, "dx": dx, "dh0": dh0, "dc0": dc0, **grads}
 
 
-class SlowLSTM:
-    """The equations at the top of lstm.py, with one matrix a gate."""
-
-    def __init__(self, lstm: minidl.LSTM) -> None:
-        H = lstm.hidden_size
-        named = dict(lstm.named_parameters())
-        self.gates = [
-            [named[name].data[k * H : (k + 1) * H] for name in ("weight_ih", "weight_hh", "bias")] for k in range(4)
-        ]
-
-    def step(self, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> State:
-        z = [W @ x + U @ h + b for W, U, b in self.gates]
-        i, f, o = (1 / (1 + np.exp(-z[k])) for k in (0, 1, 3))
-        c = f * c + i * np.tanh(z[2])
-        return o * np.tanh(c), c
-
-    def __call__(self, x: np.ndarray, sizes: Sequence[int], state: State) -> tuple[np.ndarray, State]:
-        y = np.zeros((len(x), state[0].shape[1]), x.dtype)
-        h_out, c_out = state[0].copy(), state[1].copy()
-        starts = np.cumsum([0, *sizes])
-        for b in range(sizes[0]):
-            for t in range(sum(size > b for size in sizes)):
-                h_out[b], c_out[b] = self.step(x[starts[t] + b], h_out[b], c_out[b])
-                y[starts[t] + b] = h_out[b]
-        return y, (h_out, c_out)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_gradients(name: str) -> None:
     c = CASES[name]
@@ -114,42 +87,6 @@ def test_gradients_without_a_state() -> None:
     c = CASES["ragged"]
     report = minidl.gradcheck(c.lstm, c.x, c.sizes, rng=0)
     assert len(report.checks) == 4 and report.max_error < 1e-6
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_along_random_directions_of_the_slow_lstm(name: str) -> None:
-    """The same without gradcheck and without LSTM.forward, so that neither is its own judge."""
-    c, rng = CASES[name], np.random.default_rng(5)
-    made = run(c)
-    arrays = [c.x, *c.state, *(p.data for p in c.lstm.parameters())]
-    gradients = [made[key] for key in ("dx", "dh0", "dc0", "dweight_ih", "dweight_hh", "dbias")]
-
-    def loss() -> float:
-        y, (h, cell) = SlowLSTM(c.lstm)(c.x, c.sizes, c.state)
-        return float((y * c.dy).sum() + (h * c.dstate[0]).sum() + (cell * c.dstate[1]).sum())
-
-    for chosen in (range(6), *((k,) for k in range(6))):  # all at once, then each by itself
-        directions = [rng.normal(size=array.shape) * (k in chosen) for k, array in enumerate(arrays)]
-        analytic = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
-        numeric = directional_derivative(loss, arrays, directions)
-        assert abs(analytic - numeric) < 1e-8 * max(1.0, abs(numeric)), chosen
-
-
-@given(
-    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5).map(lambda found: sorted(found, reverse=True)),
-    inputs=st.integers(1, 4),
-    hidden=st.integers(1, 5),
-    spare=st.integers(0, 2),
-    dtype=st.sampled_from(["float32", "float64"]),
-)
-def test_forward_equals_the_slow_lstm(lengths: list[int], inputs: int, hidden: int, spare: int, dtype: str) -> None:
-    c = case(lengths, inputs, hidden, spare, dtype)
-    y, (h, cell) = c.lstm(c.x, c.sizes, c.state)
-    expected, (expected_h, expected_cell) = SlowLSTM(c.lstm)(c.x, c.sizes, c.state)
-    tolerance = 1e-13 if dtype == "float64" else 2e-5
-    for got, value in ((y, expected), (h, expected_h), (cell, expected_cell)):
-        assert got.dtype == dtype
-        np.testing.assert_allclose(got, value, rtol=tolerance, atol=tolerance)
 
 
 def test_a_state_of_none_is_a_state_of_zeros() -> None:
