@@ -519,3 +519,51 @@ def test_the_double_is_as_strict_as_it_says(cupy: Any) -> None:
     thread.start()
     thread.join()
     assert len(raised) == 1 and "current device" in raised[0]
+
+
+def test_the_loss_alone_is_the_hosts() -> None:
+    x, targets = np.random.default_rng(0).normal(size=(3, 4)), np.array([1, 0, 4])
+    values = []
+    for name in ("numpy", "cupy"):
+        head = minidl.LinearCrossEntropy(4, 5, dtype="float64", backend=name, rng=0)
+        loss = head(minidl.to_backend(x, name), minidl.to_backend(targets, name), total=2)
+        values.append(float(minidl.to_host(loss)))
+    assert values[1] == pytest.approx(values[0], rel=1e-12)
+
+
+def test_dropout_on_a_device_takes_the_rows_it_is_told() -> None:
+    rows, masks = np.array([7, 0, 2**40]), []
+    for name in ("numpy", "cupy"):
+        layer = minidl.Dropout(0.5, dtype="float64", backend=name, rng=0)
+        masks.append(minidl.to_host(layer.forward(minidl.to_backend(np.ones((3, 40)), name), 2, rows)[0]))
+    assert np.array_equal(*masks)
+
+
+def test_every_piece_of_a_gradient_on_a_device_is_zeroed() -> None:
+    params = [minidl.Parameter(minidl.to_backend(np.zeros(3), "cupy")) for _ in range(3)]
+    optimizer = minidl.SGD(params, lr=1.0)
+    minidl.flatten([params[2], params[0]])
+    for parameter in params:
+        parameter.grad[...] = 5.0
+    optimizer.zero_grad()
+    assert all((minidl.to_host(parameter.grad) == 0).all() for parameter in params)
+
+
+class Averaged(minidl.SGD):
+    """A rule of one's own with a state: v = 0.5 v + g, p = p - lr v."""
+
+    def _update(self, lr: float, data: Any, grad: Any, *state: Any) -> None:
+        state[0][...] = 0.5 * state[0] + grad
+        data -= lr * state[0]
+
+
+def test_a_rule_of_ones_own_counts_its_steps_and_those_left_out() -> None:
+    parameter = minidl.Parameter(minidl.to_backend(np.zeros(1), "cupy"))
+    optimizer = Averaged([parameter], lr=1.0, momentum=0.5)
+    for gradient in (1.0, np.nan, 2.0, np.inf, 4.0):
+        parameter.grad[...] = gradient
+        optimizer.step()
+    assert optimizer.steps == 5
+    with refuses(FloatingPointError, "2 optimizer step"):
+        optimizer.raise_found()
+    assert optimizer.steps == 3 and minidl.to_host(parameter.data).tolist() == [-(1 + 2.5 + 5.25)]

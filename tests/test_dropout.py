@@ -197,3 +197,19 @@ def test_a_dy_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     _, cache = layer.forward(np.ones((4, 5)))
     with refuses(ValueError, "dy", "(4, 5)", shape):
         layer.backward(np.ones(shape), cache)
+
+
+def test_step_0_is_the_default() -> None:
+    x, layer = np.ones((9, 9)), minidl.Dropout(0.5, dtype="float64", rng=0)
+    assert np.array_equal(layer.forward(x)[0], layer.forward(x, 0)[0])
+    assert not np.array_equal(layer.forward(x)[0], layer.forward(x, 1)[0])
+
+
+def test_the_seeds_of_many_layers_all_differ() -> None:
+    rng = np.random.default_rng(0)
+    assert len({minidl.Dropout(0.5, rng=rng).seed for _ in range(500)}) == 500
+
+
+def test_a_p_of_zero_copies_nothing() -> None:
+    x = np.ones((2, 3))
+    assert minidl.Dropout(0.0, dtype="float64").forward(x)[0] is x

@@ -162,3 +162,14 @@ def test_a_child_may_know_its_parent() -> None:
     parent, child = minidl.Layer(), minidl.Linear(2, 2, rng=0)
     parent.child, child.parent = child, parent  # type: ignore[attr-defined]
     assert [name for name, _ in parent.named_parameters()] == ["child.weight", "child.bias"]
+
+
+def test_parameters_know_the_kind_of_layer_they_are_of() -> None:
+    """An error about a gradient names its parameter so."""
+    layers = [minidl.LSTM(2, 3), minidl.Embedding(2, 3), minidl.Linear(2, 3), minidl.LinearCrossEntropy(2, 3)]
+    assert [parameter.name for layer in layers for parameter in layer.parameters()] == [
+        *("LSTM.weight_ih", "LSTM.weight_hh", "LSTM.bias"),
+        *("Embedding.weight", "Linear.weight", "Linear.bias"),
+        *("LinearCrossEntropy.weight", "LinearCrossEntropy.bias"),
+    ]
+    assert minidl.Parameter(np.zeros(1)).name == "parameter"

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minidl
+from minidl.layers import lstm
 
 State = tuple[np.ndarray, np.ndarray]
 
@@ -429,3 +430,15 @@ def test_a_bad_dy_is_refused(dy: Any, error: type[Exception], words: list[str]) 
 def test_sizes_may_be_narrow_integers_of_numpy() -> None:
     layer = minidl.LSTM(np.uint8(3), np.uint8(64), rng=0)  # type: ignore[arg-type]
     assert layer.weight_hh.data.shape == (256, 64)
+
+
+@pytest.mark.parametrize("block, strip", [(1, 4), (4, 8), (9, 12)])
+def test_blocks_and_strips_of_any_size_give_the_same_gradients(
+    block: int, strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = case([7, 5, 5, 2, 1])
+    expected = run(c)
+    monkeypatch.setattr(lstm, "BLOCK_ROWS", block)
+    monkeypatch.setattr(lstm, "STRIP", strip)
+    for name, value in run(c).items():
+        assert relative_error(value, expected[name]) < 1e-12, name

@@ -383,3 +383,31 @@ def test_the_base_class_has_no_rule() -> None:
     params = parameters()
     with refuses(NotImplementedError, "Optimizer", "_update", keep=params):
         optimizers.Optimizer(params, lr=1.0).step()
+
+
+def test_the_defaults_are_pytorchs() -> None:
+    params = parameters()
+    adagrad, adadelta, adam = minidl.AdaGrad(params), minidl.Adadelta(params), minidl.Adam(params)
+    assert (adagrad.lr, adagrad.eps) == (1e-2, 1e-10)
+    assert (adadelta.lr, adadelta.rho, adadelta.eps) == (1.0, 0.9, 1e-6)
+    assert (adam.lr, adam.betas, adam.eps) == (1e-3, (0.9, 0.999), 1e-8)
+
+
+def test_a_norm_at_the_limit_changes_nothing_and_a_tiny_one_stays_below() -> None:
+    parameter = minidl.Parameter(np.zeros(2))
+    parameter.grad[...] = [3, 4]
+    minidl.clip_grad_norm([parameter], 5.0)
+    assert parameter.grad.tolist() == [3, 4]
+    parameter.grad[...] = [3e-6, 4e-6]
+    minidl.clip_grad_norm([parameter], 2e-6)
+    assert np.linalg.norm(parameter.grad) == pytest.approx(2e-6 * 5 / 6)
+
+
+def test_a_fresh_state_can_be_loaded_and_an_lr_that_is_an_int() -> None:
+    optimizer = minidl.SGD(parameters(), lr=0.1, momentum=0.9)
+    optimizer.lr = 1
+    state = optimizer.state_dict()
+    assert set(state) == {"steps", "lr", *(f"momentum_buffer.{i}" for i in range(3))}
+    assert (state["steps"].dtype, state["lr"].dtype) == (np.int64, np.float64)
+    optimizer.load_state_dict(state)
+    assert (optimizer.steps, optimizer.lr) == (0, 1.0)

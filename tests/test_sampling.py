@@ -232,3 +232,12 @@ def test_a_bad_argument_draws_nothing_from_the_generator() -> None:
 def test_top_k_may_be_an_unsigned_integer_of_numpy() -> None:
     logits = np.tile(np.arange(5.0), (200, 1))
     assert set(minidl.sample(logits, top_k=np.uint64(2), rng=0)) == {3, 4}  # type: ignore[arg-type]
+
+
+def test_top_k_of_many_ids_keeps_the_likeliest() -> None:
+    logits = np.random.default_rng(0).permutation(300) / 100
+    assert set(draw(logits, 500, top_k=5)) == set(np.argsort(logits)[-5:])
+
+
+def test_top_p_among_many_ties_keeps_the_first() -> None:
+    assert set(draw(np.zeros(300), 500, top_p=0.0332)) == set(range(10))

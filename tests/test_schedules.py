@@ -159,3 +159,13 @@ def test_the_base_class_has_no_rate() -> None:
 
     with refuses(NotImplementedError, "Schedule", "rate"):
         Schedule(optimizer())
+
+
+def test_a_fresh_state_can_be_loaded_and_an_lr_that_is_an_int() -> None:
+    o = optimizer()
+    o.lr = 1
+    schedule = minidl.Constant(o)
+    state = schedule.state_dict()
+    assert (state["steps"].dtype, state["lr"].dtype) == (np.int64, np.float64)
+    schedule.load_state_dict(state)
+    assert (schedule.steps, schedule.lr) == (0, 1.0)

@@ -161,3 +161,10 @@ def test_a_bad_batch_size_is_refused() -> None:
         minidl.bucketed_batches([1, 2], 2.0)  # type: ignore[arg-type]
     with refuses(TypeError, "rng", "str"):
         minidl.bucketed_batches([1, 2], 2, rng="x")  # type: ignore[arg-type]
+
+
+def test_the_shuffle_decides_among_equals() -> None:
+    lengths = np.tile([2, 1], 300)
+    order = np.random.default_rng(0).permutation(600)
+    (batch,) = minidl.bucketed_batches(lengths, 600, rng=0)
+    assert batch.tolist() == [*order[lengths[order] == 1], *order[lengths[order] == 2]]
