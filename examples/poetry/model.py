@@ -11,6 +11,7 @@ import numpy as np
 from vocabulary import Vocabulary
 
 import minidl
+from minidl import checks
 from minidl.backend import Array, Rng
 from minidl.layers.lstm import State as LSTMState
 
@@ -160,8 +161,21 @@ def load_model(path: str | os.PathLike[str], backend: str = "numpy") -> tuple[Po
         if not isinstance(metadata.get("max_length", 1), int) or metadata.get("max_length", 1) < 1:
             raise ValueError(f"its max_length is {metadata['max_length']!r}")
         vocabulary = Vocabulary(metadata["tokens"])
+        claimed, found = _weights(len(vocabulary), **metadata["settings"]), sum(a.size for a in tensors.values())
+        if claimed > found:  # seen before memory is taken for them
+            raise ValueError(f"it holds {found} weights, its vocabulary and settings are of {claimed}")
         model = PoemModel(len(vocabulary), **metadata["settings"], backend=backend, rng=0)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError) as error:
-        raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a poem model ({error})") from error
+        fault = " ".join(str(error).split())[:300]
+        raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a poem model ({fault})") from error
     return model, vocabulary, metadata
+
+
+def _weights(
+    vocabulary_size: int, embedding_size: int, hidden_size: int, dropout: float, tied: bool = False, layers: int = 1
+) -> int:
+    """How many a PoemModel of these settings has."""
+    V, E = vocabulary_size, checks.size("embedding_size", embedding_size)
+    H, L = checks.size("hidden_size", hidden_size), checks.size("layers", layers)
+    return V * (E + 1 + (0 if tied else H)) + 4 * H * (E + H * (2 * L - 1) + L)
