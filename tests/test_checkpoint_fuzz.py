@@ -162,7 +162,7 @@ def reorder(rng: random.Random, header: Header, _: Header) -> None:
 
 
 def change_metadata(rng: random.Random, header: Header, other: Header) -> None:
-    """The entry that minidl reads: a field is another, of the other file, or one more; or the entry is something else."""
+    """The entry that minidl reads: a field is another, that of the other file, or one more; or nothing is left of it."""
     entries = header.get("__metadata__")
     if not isinstance(entries, dict) or rng.random() < 0.1:
         header["__metadata__"] = rng.choice([*WRONG_VALUES, {"minidl": rng.choice(WRONG_VALUES)}])
@@ -211,7 +211,9 @@ def test_a_changed_file_is_refused_or_holds_what_it_held(change: Change, tmp_pat
         changed = change(rng, files[one], files[other])
         if changed in files:
             continue  # no change
-        path.write_bytes(changed)
+        with path.open("r+b") as file:  # in place: a file that is made anew is flushed by some file systems
+            file.write(changed)
+            file.truncate()
         try:
             counts[outcome(path, [VALID[one], VALID[other]])] += 1
         except Exception as error:
