@@ -298,7 +298,10 @@ def test_a_small_model_without_its_lines_does_not_stay(
     assert tree(here) == []
 
 
-@pytest.mark.parametrize(("size", "whole"), [(0, []), (6000, ["lines.npy", "metrics.jsonl", "model.safetensors"])])
+WHOLE = ["checkpoint.safetensors", "lines.npy", "metrics.jsonl", "model.safetensors"]
+
+
+@pytest.mark.parametrize(("size", "whole"), [(0, []), (18_000, WHOLE)])
 def test_a_full_disk_leaves_no_half_run(here: Path, trained: Path, size: int, whole: list[str]) -> None:
     sizes = ("--epochs", 1, "--hidden-size", 4, "--embedding-size", 4, "--batch-size", 64)
     with files_up_to(size):
