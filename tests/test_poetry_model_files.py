@@ -44,7 +44,16 @@ def test_a_poem_model_whose_settings_are_not_its_weights_is_refused(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "tokens",
-    [[], ["甲"], VOCABULARY.tokens[:-1], [*VOCABULARY.tokens, "新"], [*VOCABULARY.tokens[:-1], "甲"], 7, [7] * 14],
+    [
+        [],
+        ["甲"],
+        VOCABULARY.tokens[:-1],
+        [*VOCABULARY.tokens, "新"],
+        [*VOCABULARY.tokens[:-1], "甲"],
+        7,
+        [7] * 14,
+        dict.fromkeys(VOCABULARY.tokens),
+    ],
 )
 def test_a_poem_model_with_another_vocabulary_is_refused(tmp_path: Path, tokens: Any) -> None:
     path = tmp_path / "m.safetensors"

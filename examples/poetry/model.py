@@ -160,6 +160,8 @@ def load_model(path: str | os.PathLike[str], backend: str = "numpy") -> tuple[Po
     try:
         if not isinstance(metadata.get("max_length", 1), int) or metadata.get("max_length", 1) < 1:
             raise ValueError(f"its max_length is {metadata['max_length']!r}")
+        if not isinstance(metadata["tokens"], list):  # the keys of an object come back in another order
+            raise TypeError(f"its tokens are no list but {type(metadata['tokens']).__name__}")
         vocabulary = Vocabulary(metadata["tokens"])
         claimed, found = _weights(len(vocabulary), **metadata["settings"]), sum(a.size for a in tensors.values())
         if claimed > found:  # seen before memory is taken for them
