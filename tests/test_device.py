@@ -10,6 +10,7 @@ from typing import Any
 import device_double
 import numpy as np
 import pytest
+from checkpoint_helpers import same
 from helpers import filled, refuses
 from small_model import cut_for
 
@@ -312,6 +313,27 @@ def test_parameters_on_a_device_are_flattened_and_checkpointed(tmp_path: Any) ->
     host.load_state_dict(tensors)
     for name, values in model.state_dict().items():
         assert values.tobytes() == host.state_dict()[name].tobytes()
+
+
+@pytest.mark.parametrize(("made_on", "loaded_on"), [("numpy", "cupy"), ("cupy", "numpy"), ("cupy", "cupy")])
+@every_optimizer
+def test_a_checkpoint_of_either_side_is_loaded_bit_for_bit(
+    make: Any, made_on: str, loaded_on: str, tmp_path: Any
+) -> None:
+    model, again = Model(made_on, "float32"), Model(loaded_on, "float32")
+    for parameter in again.parameters():
+        parameter.data[...] = 0
+    optimizer, optimizer_again = make(model.parameters()), make(again.parameters())
+    train(model, optimizer, 2, made_on)
+    for name, whole, part in (("m", model, again), ("o", optimizer, optimizer_again)):
+        minidl.save(tmp_path / name, whole.state_dict(), {"made on": made_on})
+        part.load_state_dict(minidl.load(tmp_path / name)[0])
+        assert same(part.state_dict(), whole.state_dict())
+    assert all(minidl.backend.is_device(p.data) == (loaded_on == "cupy") for p in again.parameters())
+    for trained, by, where in ((model, optimizer, made_on), (again, optimizer_again, loaded_on)):
+        train(trained, by, 1, where)
+    for name, values in model.state_dict().items():  # it goes on where it stood
+        np.testing.assert_allclose(again.state_dict()[name], values, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_sampled_or_unpacked_comes_to_the_host_once(cupy: Any) -> None:

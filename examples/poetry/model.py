@@ -11,6 +11,7 @@ import numpy as np
 from vocabulary import Vocabulary
 
 import minidl
+from minidl import checks
 from minidl.backend import Array, Rng
 from minidl.layers.lstm import State as LSTMState
 
@@ -162,18 +163,21 @@ def load_model(path: str | os.PathLike[str], backend: str = "numpy") -> tuple[Po
         if not isinstance(metadata["tokens"], list):  # the keys of an object come back in another order
             raise TypeError(f"its tokens are no list but {type(metadata['tokens']).__name__}")
         vocabulary = Vocabulary(metadata["tokens"])
-        _require_sizes(metadata["settings"], len(vocabulary), tensors)
+        claimed, found = _weights(len(vocabulary), **metadata["settings"]), sum(a.size for a in tensors.values())
+        if claimed > found:  # seen before memory is taken for them
+            raise ValueError(f"it holds {found} weights, its vocabulary and settings are of {claimed}")
         model = PoemModel(len(vocabulary), **metadata["settings"], backend=backend, rng=0)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError) as error:
-        raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a poem model ({error})") from error
+        fault = " ".join(str(error).split())[:300]
+        raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a poem model ({fault})") from error
     return model, vocabulary, metadata
 
 
-def _require_sizes(settings: dict[str, Any], vocabulary: int, tensors: dict[str, np.ndarray]) -> None:
-    """ValueError unless the weights have the sizes of the settings, so that no model is made larger than its file."""
-    embedding, hidden = settings["embedding_size"], settings["hidden_size"]
-    found = [tensors["embedding.weight"].shape, tensors["lstms.0.weight_hh"].shape]
-    layers = sum(name.endswith(".weight_hh") for name in tensors)
-    if found != [(vocabulary, embedding), (4 * hidden, hidden)] or settings["layers"] != layers:
-        raise ValueError(f"its settings {settings} and {vocabulary} tokens are not those of its weights")
+def _weights(
+    vocabulary_size: int, embedding_size: int, hidden_size: int, dropout: float, tied: bool = False, layers: int = 1
+) -> int:
+    """How many a PoemModel of these settings has."""
+    V, E = vocabulary_size, checks.size("embedding_size", embedding_size)
+    H, L = checks.size("hidden_size", hidden_size), checks.size("layers", layers)
+    return V * (E + 1 + (0 if tied else H)) + 4 * H * (E + H * (2 * L - 1) + L)
