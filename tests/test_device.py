@@ -589,3 +589,12 @@ def test_a_rule_of_ones_own_counts_its_steps_and_those_left_out() -> None:
     with refuses(FloatingPointError, "2 optimizer step"):
         optimizer.raise_found()
     assert optimizer.steps == 3 and minidl.to_host(parameter.data).tolist() == [-(1 + 2.5 + 5.25)]
+
+
+def test_a_single_step_of_inference_is_the_hosts() -> None:
+    x, outputs = np.random.default_rng(0).normal(size=(2, 3)), []
+    for name in ("numpy", "cupy"):
+        lstm = minidl.LSTM(3, 4, dtype="float64", backend=name, rng=0)
+        y, (_, c) = lstm(minidl.to_backend(x, name), [2])
+        outputs.append((minidl.to_host(y), minidl.to_host(c)))
+    assert np.allclose(outputs[0], outputs[1], rtol=0, atol=1e-14)

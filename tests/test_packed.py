@@ -1,8 +1,8 @@
-"""Where the rows of a packed batch lie, by hand. A wrong cut still trains, but slower or with less of it split."""
+"""Where the rows of a packed batch lie, by hand. A wrong cut may still train, with less of the work split."""
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_the_rows_of_a_shard() -> None:
     ],
 )
 def test_shards_have_nearly_equal_work(sizes: list[int], parts: int, cuts: list[int]) -> None:
-    assert [(s.start, s.stop) for s in packed.shards(sizes, parts)] == list(itertools.pairwise(cuts))
+    assert [(s.start, s.stop) for s in packed.shards(sizes, parts)] == list(pairwise(cuts))
 
 
 def test_repacked_rows_follow_one_another() -> None:

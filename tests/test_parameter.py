@@ -229,3 +229,7 @@ def test_a_model_copied_with_its_optimizer_goes_on_by_itself() -> None:
     assert snapshot(model, optimizer) == before
     optimizer.step()
     assert snapshot(model.parameters()) == snapshot(twin.parameters())
+
+
+def test_a_copy_keeps_the_name() -> None:
+    assert copy.deepcopy(minidl.Parameter(np.zeros(1), "of mine")).name == "of mine"

@@ -9,6 +9,7 @@ import pytest
 from helpers import refuses, snapshot
 from hypothesis import given
 from hypothesis import strategies as st
+from small_model import cut_for
 
 import minidl
 
@@ -240,4 +241,13 @@ def test_top_k_of_many_ids_keeps_the_likeliest() -> None:
 
 
 def test_top_p_among_many_ties_keeps_the_first() -> None:
-    assert set(draw(np.zeros(300), 500, top_p=0.0332)) == set(range(10))
+    logits = np.tile([-50.0, 0.0], 300)
+    assert set(draw(logits, 500, top_p=0.0332)) == set(range(1, 21, 2))
+
+
+def test_rows_that_are_drawn_on_two_threads_are_those_of_one(as_many_threads_afterwards: None) -> None:
+    logits = np.random.default_rng(0).normal(size=(7, 9))
+    with cut_for(1):
+        expected = minidl.sample(logits, rng=0)
+    with cut_for(2):
+        assert minidl.sample(logits, rng=0).tolist() == expected.tolist()
