@@ -14,9 +14,9 @@ What `save` promises
     power cut after it returned the new file is there, as far as the disk keeps what it was told to flush
     NaN or infinity anywhere    CheckpointError, before anything is written
 
-What `load` promises, whatever bytes the file holds: no code in it is run, and memory stays within twice its size, or up to
-thirty times where a header of tiny tensors or JSON values takes most of it. CheckpointError, one line that
-names the file and the fault, for
+What `load` promises, whatever bytes the file holds: no code in it is run, and memory stays within about twice its
+size, or thirty times where a header of tiny tensors or JSON values takes most of it. CheckpointError, one line
+that names the file and the fault, for
     cut short, grown, bits flipped, tensors exchanged, added or taken away, a dtype or shape that was changed
     a header that is no JSON, or that promises more than the file holds
     another program's file, a later format

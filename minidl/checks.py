@@ -57,6 +57,15 @@ def float_dtype(dtype: object, name: str = "dtype") -> np.dtype:
     return result
 
 
+def fits(name: str, array: np.ndarray, dtype: np.dtype) -> None:
+    """No finite value of `array` becomes infinite as `dtype`."""
+    if array.dtype.itemsize > dtype.itemsize:
+        with np.errstate(over="ignore"):
+            beyond = np.isinf(array.astype(dtype)) & np.isfinite(array)
+        if beyond.any():
+            raise ValueError(f"{name} must fit into {dtype}, got {array[beyond][0]:g}")
+
+
 def matrix(name: str, array: Array, width: int, like: Array, rows: int | None = None) -> None:
     """`array` is (N, width) with N >= 1 (or N == rows), of the library and dtype of `like`, the weights."""
     if not (isinstance(array, np.ndarray) or backend.is_device(array)):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backend
+from . import backend, checks
 from .backend import Array
 from .parameter import Parameter
 
@@ -57,7 +57,7 @@ class Layer:
         return {name: np.array(backend.to_host(p.data)) for name, p in self.named_parameters()}
 
     def load_state_dict(self, tensors: Mapping[str, Array]) -> None:
-        """Set all weights from `tensors`; ValueError, and nothing changed, if names, shapes or kinds differ."""
+        """Set all weights from `tensors`; ValueError, and nothing changed, if names, shapes, kinds or ranges differ."""
         named = dict(self.named_parameters())
         missing, surplus = sorted(named.keys() - tensors.keys()), sorted(tensors.keys() - named.keys())
         if missing or surplus:
@@ -68,6 +68,7 @@ class Layer:
                 raise ValueError(f"{name} must have shape {parameter.data.shape}, got {host[name].shape}")
             if host[name].dtype.kind != "f":
                 raise ValueError(f"{name} must be floating point, got {host[name].dtype}")
+            checks.fits(name, host[name], parameter.data.dtype)
         for name, parameter in named.items():
             values = host[name].astype(parameter.data.dtype)
             parameter.data[...] = backend.of(parameter.data).asarray(values)

@@ -135,6 +135,8 @@ class Optimizer:
         if host["steps"] < 0:
             raise ValueError(f"steps must be at least 0, got {host['steps']}")
         lr = checks.number("lr", float(host["lr"]), 0.0)
+        for name in shapes:
+            checks.fits(name, host[name], self.params[0].data.dtype)
         for name, flat in self.state.items():
             for index, (parameter, offset) in enumerate(self._places()):
                 values = host[f"{name}.{index}"].reshape(-1).astype(flat.dtype)

@@ -138,9 +138,31 @@ def load_model(path: str | os.PathLike[str], backend: str = "numpy") -> tuple[Po
     try:
         if not isinstance(metadata.get("max_length", 1), int) or metadata.get("max_length", 1) < 1:
             raise ValueError(f"its max_length is {metadata['max_length']!r}")
+        if not isinstance(metadata["tokens"], list):
+            raise TypeError("its tokens are no list")
         vocabulary = Vocabulary(metadata["tokens"])
+        held = sum(tensor.size for tensor in tensors.values())
+        promised = _weights(len(vocabulary), **metadata["settings"])
+        if promised > held:  # found here, before a model of that size is made
+            raise ValueError(f"its tokens and settings are of {promised:.9g} weights, its tensors hold {held}")
         model = PoemModel(len(vocabulary), **metadata["settings"], backend=backend, rng=0)
         model.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a poem model ({error})") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a poem model ({reason})") from error
     return model, vocabulary, metadata
+
+
+def _weights(
+    vocabulary_size: int,
+    embedding_size: int,
+    hidden_size: int,
+    dropout: float = 0.0,
+    tied: bool = False,
+) -> int:
+    """How many numbers a PoemModel of these settings has."""
+    if min(embedding_size, hidden_size) < 1:
+        raise ValueError(f"its sizes are {embedding_size} and {hidden_size}")
+    lstm = 4 * hidden_size * (embedding_size + hidden_size + 1)
+    tables = embedding_size if tied else embedding_size + hidden_size
+    return lstm + vocabulary_size * (tables + 1)
