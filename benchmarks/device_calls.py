@@ -43,7 +43,7 @@ Counts = dict[str, dict[str, int]]  # by part, then by name
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.Parser(__doc__)
     sizes.add_options(parser)
     harness.add_json(parser)
     parser.add_argument("--counting", metavar="SIZE", help=argparse.SUPPRESS)  # the process on the emulator

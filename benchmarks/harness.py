@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import sys
 import time
@@ -26,9 +27,19 @@ POETRY = Path(__file__).resolve().parent.parent / "examples" / "poetry"
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
+class Parser(argparse.ArgumentParser):
+    """Shows the description as it is, and tells a wrong argument in one line."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     """With the options that all programs have."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description)
     made.add_argument("--rounds", type=whole, default=rounds, help=f"turns of every side (default: {rounds})")
     made.add_argument("--sides", metavar="A,B,C", help="these sides alone")
     made.add_argument("--threads", type=whole, help="threads of every side (default: as each library comes)")
@@ -163,14 +174,24 @@ def blas_threads(threads: int | None) -> dict[str, str]:
 def main(program: Callable[[], None]) -> NoReturn:
     """Call `program`; what keeps it from measuring is told in one line."""
     try:
-        program()
+        try:
+            program()
+        except SystemExit as ended:  # of --help, whose text is still to be written, or of a wrong argument
+            if ended.code:
+                raise
+        sys.stdout.flush()
+        sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)
     except ModuleNotFoundError as error:
         reason = f"{error}; in the repository's folder: pip install -e '.[bench]'"
     except (BenchmarkError, OSError) as error:
-        reason = " ".join(str(error).split())
-    else:
+        reason = "" if isinstance(error, BrokenPipeError) else " ".join(str(error).split())  # `| head` is no error
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at exit
+    if not reason:
         sys.exit(0)
     print(f"{Path(sys.argv[0]).name}: error: {reason}", file=sys.stderr)
     sys.exit(2)

@@ -8,7 +8,6 @@ an epoch takes against the size of the corpus.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.Parser(__doc__)
     parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="JSON of sweep.py or scaling.py")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="a folder (default: this file's)")
     args = parser.parse_args()

@@ -14,7 +14,7 @@ from harness import POETRY
 
 sys.path.append(str(POETRY))
 if TYPE_CHECKING:
-    from training import Rows
+    from tasks import Rows
 BATCH = 256  # poems a step, as train.py takes by default
 
 
@@ -26,17 +26,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def import_all() -> None:
     """What `training_rows` imports, for those who measure what it does besides."""
-    for name in ("train", "training", "vocabulary"):
+    for name in ("settings", "train", "tasks", "vocabulary"):
         importlib.import_module(name)
+
+
+def report_poems(directory: Path | None) -> list[str]:
+    """The report's poems in its order, duplicates and all."""
+    import corpus
+    import protocol
+
+    longest = protocol.DATA["max_length"]
+    return corpus.load(directory, protocol.FILES, max_length=longest, unique=False, progress=False).poems
 
 
 def training_rows(directory: Path | None, files: int, max_vocabulary: int | None = None) -> tuple[Rows, sizes.Size]:
     """The training part of the first `files` files, encoded, and the default model's size for it."""
+    import settings
     import train
-    from training import Rows
+    from tasks import Rows
     from vocabulary import Vocabulary
 
-    longest = train.DEFAULTS["max_length"]
+    longest = settings.DEFAULTS["max_length"]
     part = train.read_parts(argparse.Namespace(text=None, corpus=directory, files=files, max_length=longest))[0]
     gc.collect()  # as train.py does
     vocabulary = Vocabulary.build(part, most=max_vocabulary)

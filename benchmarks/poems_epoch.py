@@ -24,7 +24,7 @@ from processes import Ready, Side
 from results import Question, Ratio
 
 if TYPE_CHECKING:
-    from training import Rows
+    from tasks import Rows
 
 WAYS = ("torch-padded", "torch-packed", "torch-rows")
 

@@ -31,7 +31,7 @@ KEPT = ("versions", "cores", "cpu", "rounds", "left_out")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.Parser(__doc__)
     parser.add_argument("over", choices=list(VALUES), help="what changes")
     parser.add_argument("--values", type=harness.numbers, metavar="N,N,N", help="the values it takes")
     parser.add_argument("--rounds", type=harness.whole, default=5, help="turns of every side at a value (default: 5)")

@@ -64,8 +64,15 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
     from safetensors import SafetensorError
     from safetensors.numpy import save as to_bytes
 
-    path = Path(path)
-    arrays = {name: backend.to_host(array) for name, array in tensors.items()}
+    path = _path(path)
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors must be a dict of arrays, got {type(tensors).__name__}")
+    arrays = {}
+    for name, array in tensors.items():
+        try:
+            arrays[name] = backend.to_host(array)
+        except TypeError as error:
+            raise CheckpointError(f"{path}: not written, {name!a}: {error}") from None
     # Contiguous and of the machine's byte order. np.ascontiguousarray would make 0-d arrays 1-d.
     arrays = {name: a.astype(a.dtype.newbyteorder("="), order="C", copy=False) for name, a in arrays.items()}
     for name in arrays:
@@ -99,7 +106,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     """
     from safetensors.numpy import load as from_bytes
 
-    path = Path(path)
+    path = _path(path)
     try:
         # Not mapped into memory: the process would die if another one cut the file short.
         content = _content(path)
@@ -155,6 +162,12 @@ def _metadata(path: Path, tensors: dict[str, np.ndarray], entries: dict[str, str
     if fault:
         raise CheckpointError(f"{path}: damaged, {fault}")
     return metadata
+
+
+def _path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a str or a path, got {type(path).__name__}")
+    return Path(path)
 
 
 def _fault(arrays: Mapping[str, np.ndarray]) -> str:

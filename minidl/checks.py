@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -34,11 +34,13 @@ def integer(name: str, value: int, low: int) -> int:
 def number(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """`value` as a finite float in [low, high), or in (low, high) with open_low."""
     try:
-        if isinstance(value, str):
+        if isinstance(value, (str, bytes, bool, np.bool_)) or getattr(value, "ndim", None):  # float() takes them too
             raise TypeError
         result = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    except OverflowError:  # an int
+        result = math.inf
     if not math.isfinite(result) or result < low or result >= high or (open_low and result == low):
         bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and below {high:g}" if high < math.inf else "")
         raise ValueError(f"{name} must be finite, {bounds}, got {value}")
@@ -57,27 +59,38 @@ def float_dtype(dtype: object, name: str = "dtype") -> np.dtype:
     return result
 
 
-def fits(name: str, array: np.ndarray, dtype: np.dtype) -> None:
-    """No finite value of `array` becomes infinite as `dtype`."""
-    if array.dtype.itemsize > dtype.itemsize:
+def fits(name: str, value: np.ndarray, dtype: np.dtype) -> None:
+    """No finite value of `value` becomes infinite as `dtype`."""
+    if value.dtype.itemsize > dtype.itemsize:
         with np.errstate(over="ignore"):
-            beyond = np.isinf(array.astype(dtype)) & np.isfinite(array)
+            beyond = np.isinf(value.astype(dtype)) & np.isfinite(value)
         if beyond.any():
-            raise ValueError(f"{name} must fit into {dtype}, got {array[beyond][0]:g}")
+            raise ValueError(f"{name} must fit into {dtype}, got {value[beyond][0]:g}")
 
 
-def matrix(name: str, array: Array, width: int, like: Array, rows: int | None = None) -> None:
-    """`array` is (N, width) with N >= 1 (or N == rows), of the library and dtype of `like`, the weights."""
-    if not (isinstance(array, np.ndarray) or backend.is_device(array)):
-        raise TypeError(f"{name} must be an array, got {type(array).__name__}")
-    backend.require_same(weight=like, **{name: array})
+def array(name: str, value: Array) -> None:
+    """`value` is an array, and no list or scalar."""
+    if not (isinstance(value, np.ndarray) or backend.is_device(value)):
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+
+
+def cache(value: object, kind: type) -> None:
+    """`value` is a cache of this kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"cache must be the {kind.__name__} that forward gave, got {type(value).__name__}")
+
+
+def matrix(name: str, value: Array, width: int, like: Array, rows: int | None = None) -> None:
+    """`value` is (N, width) with N >= 1 (or N == rows), of the library and dtype of `like`, the weights."""
+    array(name, value)
+    backend.require_same(weight=like, **{name: value})
     expected = f"({'N' if rows is None else rows}, {width})"
-    if array.ndim != 2 or array.shape[1] != width or (rows is not None and array.shape[0] != rows):
-        raise ValueError(f"{name} must have shape {expected}, got {array.shape}")
-    if array.shape[0] == 0:
+    if value.ndim != 2 or value.shape[1] != width or (rows is not None and value.shape[0] != rows):
+        raise ValueError(f"{name} must have shape {expected}, got {value.shape}")
+    if value.shape[0] == 0:
         raise ValueError(f"{name} is an empty batch; expected shape {expected} with at least one row")
-    if array.dtype != like.dtype:
-        raise TypeError(f"{name} must be {like.dtype} like the layer, got {array.dtype}")
+    if value.dtype != like.dtype:
+        raise TypeError(f"{name} must be {like.dtype} like the layer, got {value.dtype}")
 
 
 def ids(name: str, values: Array, limit: int, like: Array, rows: int | None = None) -> Array:
@@ -89,6 +102,8 @@ def ids(name: str, values: Array, limit: int, like: Array, rows: int | None = No
     on_device = backend.is_device(values)
     try:
         array = values if on_device else np.asarray(values)
+        if array.dtype.kind not in "biufc":  # None, text
+            raise TypeError
     except (TypeError, ValueError):  # a nest of unequal lists, or of device arrays; a whole PackedSequence
         raise TypeError(f"{name} must be a 1-D array of integers, got {type(values).__name__}") from None
     if on_device and not backend.is_device(like):
@@ -115,6 +130,8 @@ def batch_sizes(values: Sequence[int] | Array, rows: int) -> list[int]:
         raise TypeError("batch_sizes must be on the host, got a cupy array")
     try:
         sizes = [operator.index(value) for value in values]
+        if any(value is True for value in values):
+            raise TypeError
     except TypeError:
         shown = " ".join(repr(values).split())[:100]
         raise TypeError(f"batch_sizes must be a sequence of ints, got {shown}") from None
@@ -128,3 +145,26 @@ def batch_sizes(values: Sequence[int] | Array, rows: int) -> list[int]:
     if sum(sizes) != rows:
         raise ValueError(f"batch_sizes must sum to the {rows} rows of x, got {sum(sizes)}")
     return sizes
+
+
+def state_dict(
+    owner: object, tensors: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], integers: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """`tensors` on the host: those of these names and shapes, floating point but for the `integers`."""
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors must be a dict as state_dict gives it, got {type(tensors).__name__}")
+    missing, surplus = sorted(shapes.keys() - tensors.keys()), sorted(map(str, tensors.keys() - shapes.keys()))
+    if missing or surplus:
+        raise ValueError(f"state_dict does not fit {type(owner).__name__}: missing {missing}, unexpected {surplus}")
+    host = {}
+    for name, shape in shapes.items():
+        try:
+            host[name] = backend.to_host(tensors[name])
+        except TypeError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if host[name].shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {host[name].shape}")
+        if host[name].dtype.kind not in ("iu" if name in integers else "f"):
+            expected = "an integer" if name in integers else "floating point"
+            raise ValueError(f"{name} must be {expected}, got {host[name].dtype}")
+    return host

@@ -61,6 +61,8 @@ def gradcheck(layer: Any, *inputs: Any, rng: Rng = None) -> Report:
     own variables are not).
     """
     rng = backend.generator(rng)
+    if isinstance(layer, type) or not callable(layer):
+        raise TypeError(f"layer must be a Layer or a function, got {type(layer).__name__}")
     layer, inputs = copy.deepcopy(layer), _copied(inputs)
     parameters = layer.named_parameters() if isinstance(layer, Layer) else []
     arrays = [(f"input {index}", array) for index, array in enumerate(_floats(inputs))]
@@ -100,7 +102,9 @@ def _is_loss(layer: Any) -> bool:
 def _gradients_of_loss(layer: Any, inputs: tuple[Any, ...]) -> tuple[Callable[[], float], list[Any]]:
     """The loss as a function of nothing (it reads `inputs` anew), and the gradients of the inputs."""
     both = getattr(layer, "forward_backward", layer)
-    return lambda: float(both(*inputs)[0]), _floats(both(*inputs)[1])
+    result = both(*inputs)
+    _require_pair(result, "forward_backward must return a pair (loss, dx)")
+    return lambda: float(both(*inputs)[0]), _floats(result[1])
 
 
 def _gradients_of_layer(
@@ -108,8 +112,7 @@ def _gradients_of_layer(
 ) -> tuple[Callable[[], float], list[Any]]:
     """L = sum(R * output) as a function of nothing, and the gradients of the inputs; checks the layer contract."""
     both = layer.forward(*inputs)
-    if not (isinstance(both, tuple) and len(both) == 2):
-        raise GradientError(f"forward must return a pair (y, cache), got {type(both).__name__}")
+    _require_pair(both, "forward must return a pair (y, cache)")
     output, cache = both
     upstream = [rng.normal(size=array.shape) for array in _floats(output)]
     douts = _like(output, iter(array.copy() for array in upstream))
@@ -135,6 +138,11 @@ def _gradients_of_layer(
         return float(sum((r * array).sum() for r, array in zip(upstream, outputs, strict=True)))
 
     return loss, results[0]
+
+
+def _require_pair(result: Any, rule: str) -> None:
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise GradientError(f"{rule}, got {type(result).__name__}")
 
 
 def _compare(name: str, array: Any, gradient: Any, loss: Callable[[], float], rng: np.random.Generator) -> Check:

@@ -8,25 +8,28 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 
+from . import checks
 from .backend import Rng, generator
 
 
 def zeros(shape: tuple[int, ...]) -> np.ndarray:
     """All zeros: right for a bias, useless for a weight matrix, whose units would all stay the same."""
-    return np.zeros(shape)
+    return np.zeros(_shape(shape))
 
 
 def uniform(shape: tuple[int, ...], bound: float, rng: Rng = None) -> np.ndarray:
     """U(-bound, bound)."""
-    return generator(rng).uniform(-bound, bound, shape)
+    bound = checks.number("bound", bound, 0.0)
+    return generator(rng).uniform(-bound, bound, _shape(shape))
 
 
 def normal(shape: tuple[int, ...], std: float = 1.0, rng: Rng = None) -> np.ndarray:
     """N(0, std^2)."""
-    return generator(rng).normal(0.0, std, shape)
+    return generator(rng).normal(0.0, checks.number("std", std, 0.0), _shape(shape))
 
 
 def xavier_uniform(shape: tuple[int, int], rng: Rng = None) -> np.ndarray:
@@ -44,6 +47,17 @@ def orthogonal(shape: tuple[int, int], rng: Rng = None) -> np.ndarray:
 
 
 def _matrix(shape: tuple[int, int]) -> tuple[int, int]:
-    if len(shape) != 2:
+    if isinstance(shape, (tuple, list)) and len(shape) != 2:
         raise ValueError(f"shape must have two dimensions (fan_out, fan_in), got {shape}")
-    return shape
+    fan_out, fan_in = _shape(shape)
+    return fan_out, fan_in
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape`, each size at least 1; MemoryError for more numbers than an address can tell apart."""
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"shape must be a tuple of ints, got {type(shape).__name__}")
+    sizes = tuple(checks.size(f"shape[{axis}]", length) for axis, length in enumerate(shape))
+    if math.prod(sizes) > sys.maxsize // 8:
+        raise MemoryError(f"no memory holds an array of shape {sizes}")
+    return sizes

@@ -59,15 +59,8 @@ class Layer:
     def load_state_dict(self, tensors: Mapping[str, Array]) -> None:
         """Set all weights from `tensors`; ValueError, and nothing changed, if names, shapes, kinds or ranges differ."""
         named = dict(self.named_parameters())
-        missing, surplus = sorted(named.keys() - tensors.keys()), sorted(tensors.keys() - named.keys())
-        if missing or surplus:
-            raise ValueError(f"state_dict does not fit {type(self).__name__}: missing {missing}, unexpected {surplus}")
-        host = {name: backend.to_host(tensors[name]) for name in named}
+        host = checks.state_dict(self, tensors, {name: parameter.data.shape for name, parameter in named.items()})
         for name, parameter in named.items():
-            if host[name].shape != parameter.data.shape:
-                raise ValueError(f"{name} must have shape {parameter.data.shape}, got {host[name].shape}")
-            if host[name].dtype.kind != "f":
-                raise ValueError(f"{name} must be floating point, got {host[name].dtype}")
             checks.fits(name, host[name], parameter.data.dtype)
         for name, parameter in named.items():
             values = host[name].astype(parameter.data.dtype)

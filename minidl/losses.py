@@ -32,8 +32,7 @@ def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
 
     logits (N, V) floats, targets (N,) integers in [0, V); dlogits is (N, V).
     """
-    if not hasattr(logits, "dtype"):
-        raise TypeError(f"logits must be an array, got {type(logits).__name__}")
+    checks.array("logits", logits)
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"logits must have shape (N, V) with N at least 1, got {logits.shape}")
     checks.float_dtype(logits.dtype, "logits")
@@ -78,17 +77,19 @@ class LinearCrossEntropy(Layer):
         shape, rng = (self.num_classes, self.in_features), generator(rng)
         bound = 1 / math.sqrt(self.in_features)
         if weight is None:
-            weight = create("LinearCrossEntropy.weight", initializers.uniform(shape, bound, rng), dtype, backend)
+            weight = create(
+                "LinearCrossEntropy.weight", partial(initializers.uniform, shape, bound, rng), dtype, backend
+            )
         elif not isinstance(weight, Parameter):
             raise TypeError(f"weight must be a Parameter, got {type(weight).__name__}")
         elif weight.data.shape != shape:
             raise ValueError(f"weight must be a Parameter of shape {shape}, got {weight!r}")
+        elif weight.data.dtype != checks.float_dtype(dtype):
+            raise TypeError(f"weight must be {dtype} like the layer, got {weight.data.dtype}")
         self.weight = weight
-        bias = initializers.uniform((self.num_classes,), bound, rng)
+        bias = partial(initializers.uniform, (self.num_classes,), bound, rng)
         self.bias = create("LinearCrossEntropy.bias", bias, dtype, backend)
         require_same(bias=self.bias.data, weight=weight.data)
-        if self.bias.data.dtype != weight.data.dtype:
-            raise TypeError(f"weight must be {self.bias.data.dtype} like the layer, got {weight.data.dtype}")
 
     def logits(self, x: Array) -> Array:
         """x W^T + b, (N, num_classes): what a sampler wants."""

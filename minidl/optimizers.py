@@ -120,28 +120,16 @@ class Optimizer:
 
     def load_state_dict(self, tensors: Mapping[str, Array]) -> None:
         """Go on from what `state_dict` gave; ValueError, and nothing changed, if it is not of this optimizer."""
-        expected = {f"{name}.{index}" for name in self.state for index in range(len(self.params))}
-        difference = (expected | {"steps", "lr"}) ^ tensors.keys()
-        if difference:
-            names = sorted(difference)
-            raise ValueError(f"state_dict does not fit {type(self).__name__}: {names} missing or unexpected")
-        host = {name: backend.to_host(tensors[name]) for name in tensors}
         shapes = {f"{name}.{i}": p.data.shape for name in self.state for i, p in enumerate(self.params)}
-        for name, shape in {**shapes, "steps": (), "lr": ()}.items():
-            if host[name].shape != shape:
-                raise ValueError(f"{name} must have shape {shape}, got {host[name].shape}")
-            if host[name].dtype.kind not in ("iu" if name == "steps" else "f"):
-                raise ValueError(f"{name} has a wrong dtype, got {host[name].dtype}")
-        if host["steps"] < 0:
-            raise ValueError(f"steps must be at least 0, got {host['steps']}")
-        lr = checks.number("lr", float(host["lr"]), 0.0)
+        host = checks.state_dict(self, tensors, {**shapes, "steps": (), "lr": ()}, integers=["steps"])
         for name in shapes:
             checks.fits(name, host[name], self.params[0].data.dtype)
+        steps, lr = checks.integer("steps", int(host["steps"]), 0), checks.number("lr", float(host["lr"]), 0.0)
         for name, flat in self.state.items():
             for index, (parameter, offset) in enumerate(self._places()):
                 values = host[f"{name}.{index}"].reshape(-1).astype(flat.dtype)
                 flat[offset : offset + parameter.data.size] = backend.of(flat).asarray(values)
-        self.steps, self.lr = int(host["steps"]), lr
+        self.steps, self.lr = steps, lr
         if self._skipped is not None:
             self._skipped[...] = 0  # what was skipped before is no part of the loaded run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +23,9 @@ class Parameter:
 
     def __init__(self, data: Array, name: str = "parameter") -> None:
         self.name = name
-        xp = backend.of(data)
+        checks.array(name, data)
         checks.float_dtype(data.dtype, name)
+        xp = backend.of(data)
         self._data = data
         self._grad = xp.zeros(data.shape, data.dtype)  # in C order, so that it can be seen as flat
         self._home: Home | None = None
@@ -57,9 +58,13 @@ class Parameter:
         return f"Parameter({self.name}, shape={self._data.shape}, dtype={self._data.dtype})"
 
 
-def create(name: str, values: np.ndarray, dtype: object, backend_name: str) -> Parameter:
-    """A Parameter with these start values, cast to `dtype`, in the library called `backend_name`."""
-    return Parameter(backend.get(backend_name).asarray(values.astype(checks.float_dtype(dtype))), name)
+def create(name: str, draw: Callable[[], np.ndarray], dtype: object, backend_name: str) -> Parameter:
+    """A Parameter with the start values that `draw` gives, cast to `dtype`, in the library called `backend_name`.
+
+    They are drawn last: a wrong dtype or name leaves the caller's generator where it was.
+    """
+    dtype, xp = checks.float_dtype(dtype), backend.get(backend_name)
+    return Parameter(xp.asarray(draw().astype(dtype)), name)
 
 
 class Home(NamedTuple):
@@ -134,6 +139,10 @@ def segments(params: Sequence[Parameter]) -> list[Segment]:
 
 def check_parameters(params: Sequence[Parameter]) -> list[Parameter]:
     """`params` as a list of distinct Parameters of one dtype and one library."""
+    if isinstance(params, str) or not isinstance(params, Iterable):
+        raise TypeError(
+            f"params must be a list of Parameters, as layer.parameters() gives it, got {type(params).__name__}"
+        )
     params = list(params)
     if not params:
         raise ValueError("params is empty; expected the parameters of a model")

@@ -28,7 +28,10 @@ def sample(
     temperature = checks.number("temperature", temperature, 0.0, open_low=True)
     if top_p is not None and not 0 < checks.number("top_p", top_p, 0.0) <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
-    logits = backend.to_host(logits)
+    try:
+        logits = backend.to_host(logits)
+    except TypeError as error:
+        raise TypeError(f"logits: {error}") from None
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"logits must have shape (N, V) with N at least 1, got {logits.shape}")
     if logits.dtype.kind != "f":

@@ -19,6 +19,8 @@ class Schedule:
     """Counts steps and sets `optimizer.lr` to `rate(steps)`, the first time at once."""
 
     def __init__(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
         self.optimizer = optimizer
         self.lr = optimizer.lr
         self.steps = 0
@@ -35,15 +37,9 @@ class Schedule:
         return {"steps": np.array(self.steps, np.int64), "lr": np.array(self.lr, np.float64)}
 
     def load_state_dict(self, tensors: Mapping[str, Array]) -> None:
-        difference = {"steps", "lr"} ^ tensors.keys()
-        if difference:
-            raise ValueError(
-                f"state_dict does not fit {type(self).__name__}: {sorted(difference)} missing or unexpected"
-            )
-        if tensors["steps"].shape != () or tensors["steps"] < 0:
-            raise ValueError(f"steps must be one number of at least 0, got {tensors['steps']}")
-        self.lr = checks.number("lr", float(tensors["lr"]), 0.0)
-        self.steps = int(tensors["steps"])
+        host = checks.state_dict(self, tensors, {"steps": (), "lr": ()}, integers=["steps"])
+        steps, lr = checks.integer("steps", int(host["steps"]), 0), checks.number("lr", float(host["lr"]), 0.0)
+        self.steps, self.lr = steps, lr
         self.optimizer.lr = self.rate(self.steps)
 
 

@@ -37,20 +37,24 @@ def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
     int32, and go to a GPU in one upload with their order. Raises ValueError for an empty list or an empty
     sequence, TypeError for what is not numeric.
     """
+    try:
+        sequences = list(sequences)
+    except TypeError:
+        raise TypeError(f"sequences must be a list of arrays, got {type(sequences).__name__}") from None
     for index, sequence in enumerate(sequences):
         if is_device(sequence):
             raise TypeError(f"sequences[{index}] is a cupy array; sequences are packed on the host: minidl.to_host")
-    arrays = [np.asarray(sequence) for sequence in sequences]
+    arrays = [_array(sequence) for sequence in sequences]
     if not arrays:
         raise ValueError("sequences is empty; expected at least one")
     for index, array in enumerate(arrays):
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"sequences[{index}] must be integers or floats, got {array.dtype}")
         if array.ndim == 0 or len(array) == 0:
             raise ValueError(f"sequences[{index}] is empty or no sequence; expected at least one item")
         if array.shape[1:] != arrays[0].shape[1:]:
             shapes = f"{array.shape[1:]}, the first has {arrays[0].shape[1:]}"
             raise ValueError(f"sequences[{index}] has items of shape {shapes}")
-        if array.dtype.kind not in "iuf":
-            raise TypeError(f"sequences[{index}] must be integers or floats, got {array.dtype}")
     lengths = np.array([len(array) for array in arrays])
     order = np.argsort(-lengths, kind="stable")
     if all(array.dtype.kind in "iu" for array in arrays):
@@ -82,12 +86,20 @@ def place(ids: np.ndarray, *others: np.ndarray, like: Array) -> tuple[RowsById |
 
 def unpack(batch: PackedSequence) -> list[Array]:
     """The sequences in the caller's order. `batch._replace(data=y)` unpacks a layer's rows the same way."""
+    if not isinstance(batch, PackedSequence):
+        raise TypeError(f"batch must be a PackedSequence, got {type(batch).__name__}")
+    checks.array("batch.data", batch.data)
+    if batch.data.ndim == 0:
+        raise ValueError("batch.data must have rows, got shape ()")
     sizes = np.array(checks.batch_sizes(batch.batch_sizes, len(batch.data)))
+    order = np.asarray(batch.unsorted_indices)
+    if order.dtype.kind not in "iu" or not np.array_equal(np.sort(order), np.arange(sizes[0])):
+        raise ValueError(f"batch.unsorted_indices must hold 0 to {sizes[0] - 1}, each once")
     lengths = (sizes[None, :] > np.arange(sizes[0])[:, None]).sum(axis=1)  # in packed order
     place = np.argsort(_time_major(lengths), kind="stable")  # the inverse permutation
     rows = batch.data[of(batch.data).asarray(place)]
     ends = np.cumsum(lengths)
-    return [rows[ends[index] - lengths[index] : ends[index]] for index in batch.unsorted_indices]
+    return [rows[ends[index] - lengths[index] : ends[index]] for index in order]
 
 
 def bucketed_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, rng: Rng = None) -> list[np.ndarray]:
@@ -96,7 +108,7 @@ def bucketed_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, rng: 
     Sequences are shuffled, sorted by length (the shuffle decides among equals), cut into batches of
     `batch_size` and the batches shuffled. All sequences come once; the one short batch is anywhere.
     """
-    sizes = np.asarray(lengths)
+    sizes = _array(lengths)
     if sizes.ndim != 1 or len(sizes) == 0 or sizes.dtype.kind not in "iu":
         raise ValueError("lengths must be a non-empty list of ints, one per sequence")
     batch_size, rng = checks.size("batch_size", batch_size), generator(rng)
@@ -104,6 +116,13 @@ def bucketed_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, rng: 
     order = order[np.argsort(sizes[order], kind="stable")]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def _array(values: Array) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError:  # a list of lists of other lengths
+        return np.asarray(None)
 
 
 def _time_major(lengths: np.ndarray) -> np.ndarray:

@@ -13,8 +13,9 @@ from hypothesis import settings
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "poetry"))
 
-settings.register_profile("suite", derandomize=True, deadline=None, max_examples=60)
-settings.load_profile("suite")
+settings.register_profile("suite", derandomize=True, deadline=None, max_examples=60, print_blob=True)
+settings.register_profile("thorough", derandomize=False, deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile("thorough" if os.environ.get("MINIDL_THOROUGH") == "1" else "suite")
 
 
 @pytest.fixture

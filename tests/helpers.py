@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,11 @@ import pytest
 import minidl
 from minidl import workspace
 from minidl.optimizers import Optimizer
+
+
+def thorough(usual: int, many: int) -> int:
+    """How many cases to try: `usual`, or `many` with MINIDL_THOROUGH=1 in the environment."""
+    return many if os.environ.get("MINIDL_THOROUGH") == "1" else usual
 
 
 def filled(layer: Any, seed: int = 0, scale: float = 0.5) -> Any:
@@ -70,6 +76,10 @@ def snapshot(*things: Any) -> list[Any]:
             parts += snapshot(*thing)
         elif isinstance(thing, np.ndarray):
             parts.append(thing.tobytes())
+        elif isinstance(thing, np.random.Generator):
+            parts.append(repr(thing.bit_generator.state))
+        elif isinstance(thing, dict):
+            parts += snapshot(*thing.items())
         else:
             parts.append(thing)
     return parts

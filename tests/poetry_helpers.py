@@ -61,9 +61,9 @@ def write_corpus(folder: Path, poems: Sequence[str], files: int = 8) -> Path:
     return folder
 
 
-def small_model(vocabulary: Vocabulary = VOCABULARY, dropout: float = 0.0, seed: int = 0) -> PoemModel:
+def small_model(vocabulary: Vocabulary = VOCABULARY, dropout: float = 0.0, seed: int = 0, layers: int = 1) -> PoemModel:
     """Embedding 6, hidden 8; its logits differ from each other enough to tell them apart."""
-    model = PoemModel(len(vocabulary), 6, 8, dropout, rng=seed)
+    model = PoemModel(len(vocabulary), 6, 8, dropout, layers=layers, rng=seed)
     model.head.weight.data[...] *= 4
     return model
 

@@ -27,6 +27,7 @@ from results import Question, Ratio  # noqa: E402
 
 GPU = ("device_calls", "gpu")
 PROGRAMS = ("train_step", "profile_step", "sweep", "poems_epoch", "generate", "memory", "scaling", "plots", *GPU)
+PROGRAMS += ("time_to_perplexity",)
 FIELDS = ("ratio", "ratio_is", "ours", "peers", "floor", "unit", "spread", "versions", "cores", "rounds")
 PRETENDING = f"""
 import sys
@@ -253,6 +254,45 @@ def test_sweeps_are_drawn_and_other_files_refused(tmp_path: Path) -> None:
     assert "is no result of" in err and len(err.splitlines()) == 1
 
 
+def test_time_to_perplexity_ends_with_the_epoch_that_reaches_the_bar(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus", pseudo_poems(290))  # of which 256 train
+    options = ("--corpus", str(folder), "--rounds", "1", "--sides", "minidl")
+    result = run_json("time_to_perplexity", *options, "--bar", "99")
+    figures = result["figures"]["minidl"]
+    assert 1 < figures["loss"] < 99 and figures["epochs"] == 1 and result["ours"] == figures["seconds"] > 0
+    _, err = run("time_to_perplexity", *options, "--bar", "0.1", code=2)
+    assert "nats after all" in err
+
+
+@pytest.mark.oracle
+def test_the_reports_run_in_pytorch_has_the_losses_of_ours_and_learns() -> None:
+    """A start with minidl's weights has the losses that minidl counts: with pads, and of real targets."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import protocol
+    from model import PoemModel
+    from side_torch_report import ReportModel, rows_of
+    from training import evaluate
+
+    task = protocol.report_task(pseudo_poems(60), batch_size=8)
+    ours, model = PoemModel(len(task.vocabulary), rng=0), ReportModel(len(task.vocabulary))
+    names = [
+        "embedding.weight",
+        "lstm.weight_ih_l0",
+        "lstm.weight_hh_l0",
+        "lstm.bias_ih_l0",
+        "head.weight",
+        "head.bias",
+    ]
+    weights = {name: torch.from_numpy(w) for name, w in zip(names, ours.state_dict().values(), strict=True)}
+    model.load_state_dict({**weights, "lstm.bias_hh_l0": torch.zeros(1024)})
+    mean = evaluate(ours, task.validation)
+    expected = pytest.approx((mean.loss_with_pads, mean.loss), rel=1e-5)
+    assert model.losses([rows_of(batch) for batch in task.validation]) == expected
+    for _ in range(3):
+        model.train_epoch([rows_of(batch) for batch in task.train(np.random.default_rng(0))])
+    assert model.losses([rows_of(batch) for batch in task.validation])[1] < mean.loss
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("model", sizes.MODELS)
 def test_minidl_and_pytorch_train_alike(model: str) -> None:
@@ -280,3 +320,27 @@ def test_minidl_and_pytorch_write_the_same_poem() -> None:
 def test_the_readme_names_every_file() -> None:
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in BENCHMARKS.glob("*.py") if path.name not in readme] == []
+
+
+def test_a_soak_tells_what_grows(tmp_path: Path) -> None:
+    pytest.importorskip("psutil", reason="psutil is not installed")
+    result = json.loads(
+        run("soak", "--minutes", "0.001", "--every", "0.001", "--out", str(tmp_path / "a"), "--json")[0]
+    )
+    assert result["rounds_last"] > result["rounds_first"] >= 1 and result["files_last"] >= 3
+    assert png_size(tmp_path / "a" / "soak.png")[0] > 100
+    lines = (tmp_path / "a" / "soak.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) >= 4 and json.loads(lines[-1])["mib"] == result["mib_last"] > 10
+    _, err = run("soak", "--minutes", "nan", code=2)
+    assert "--minutes: expected a number above 0" in err and len(err.splitlines()) == 1
+
+
+def test_the_verdict_is_the_slope_of_the_second_half() -> None:
+    pytest.importorskip("psutil", reason="psutil is not installed")
+    import soak
+
+    memory = [10.0, 99.0, 50.0, 51.0, 52.0, 53.0]  # 1 MiB every 30 seconds from the third on
+    samples = [{"seconds": 30.0 * n, "mib": mib, "files": 7, "threads": 3, "rounds": n} for n, mib in enumerate(memory)]
+    result = soak.verdict(samples)
+    assert result["kib_per_minute"] == pytest.approx(2048) and result["minutes"] == 2.5
+    assert (result["mib_first"], result["mib_last"], result["rounds_last"]) == (10, 53, 5)

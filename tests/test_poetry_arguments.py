@@ -12,7 +12,7 @@ import cli
 import corpus
 import download
 import pytest
-import train
+import settings
 import training
 from model import save_model
 from poetry_helpers import (
@@ -129,15 +129,16 @@ def test_what_the_reports_rows_fix(here: Path, arguments: tuple[str, str]) -> No
 def test_a_recipe_replaces_defaults_and_nothing_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     def parsed(*arguments: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        return vars(train.parse_arguments())
+        return vars(settings.parse_arguments())
 
     default, best = parsed(), parsed("--recipe", "best")
-    changed = {name for name in default if default[name] != best[name]} - {"recipe"}
-    assert changed == train.RECIPES["best"].keys()
-    assert {name: best[name] for name in changed} == train.RECIPES["best"]
+    changed = {name for name in default if default[name] != best[name]} - {"recipe", "typed"}
+    assert changed == settings.RECIPES["best"].keys()
+    assert {name: best[name] for name in changed} == settings.RECIPES["best"]
     given = parsed("--recipe", "best", "--dropout", "0.1", "--files", "2", "--no-tied", "--lr", "1")
     assert (given["dropout"], given["files"], given["tied"], given["lr"]) == (0.1, 2, False, 1.0)
-    assert parsed("--recipe", "default") == default | {"recipe": "default"}
+    named = {"recipe": "default", "typed": ["--recipe=default"]}
+    assert parsed("--recipe", "default") == default | named
 
 
 @pytest.mark.usefixtures("at_once")
@@ -148,7 +149,7 @@ def test_what_the_protocol_fixes_is_not_overruled_in_silence(
 ) -> None:
     """The default recipe's own value, typed by hand, is not the protocol's either."""
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    default = getattr(train.parse_arguments(), option.strip("-"))
+    default = getattr(settings.parse_arguments(), option.strip("-"))
     refused(run_program("train", "--protocol", "report", option, default), option, "--protocol report")
 
 

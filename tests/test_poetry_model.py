@@ -12,7 +12,7 @@ import pytest
 from helpers import filled, relative_error
 from model import Batch, Nats, PoemModel, load_model, save_model
 from poetry_helpers import VOCABULARY, log_softmax, small_model, weights
-from training import Rows
+from tasks import Rows
 from vocabulary import END, UNKNOWN, Vocabulary
 
 import minidl
@@ -20,11 +20,11 @@ import minidl
 V, E, H = 7, 3, 4
 
 
-def float64_model(dropout: float = 0.0) -> PoemModel:
+def float64_model(dropout: float = 0.0, layers: int = 1) -> PoemModel:
     """PoemModel computes in float32; this one has the same layers in float64, with random biases."""
-    model = PoemModel(V, E, H, dropout, rng=0)
+    model = PoemModel(V, E, H, dropout, layers=layers, rng=0)
     model.embedding = minidl.Embedding(V, E, dtype="float64", rng=1)
-    model.lstm = minidl.LSTM(E, H, dtype="float64", rng=2)
+    model.lstms = [minidl.LSTM(lstm.input_size, H, dtype="float64", rng=2) for lstm in model.lstms]
     model.head = minidl.LinearCrossEntropy(H, V, dtype="float64", rng=3)
     return filled(model, seed=4)
 
@@ -34,12 +34,12 @@ def test_tied_the_table_is_the_projections_weight_too() -> None:
     assert model.head.weight is model.embedding.weight
     assert [name for name, _ in model.named_parameters()] == [
         "embedding.weight",
-        "lstm.weight_ih",
-        "lstm.weight_hh",
-        "lstm.bias",
+        "lstms.0.weight_ih",
+        "lstms.0.weight_hh",
+        "lstms.0.bias",
         "head.bias",
     ]
-    assert (model.lstm.bias.data[H : 2 * H] == 1).all() and not model.lstm.bias.data[:H].any()
+    assert (model.lstms[0].bias.data[H : 2 * H] == 1).all() and not model.lstms[0].bias.data[:H].any()
     logits, _ = PoemModel(3000, 64, 64, tied=True, rng=0).next_logits(np.arange(100), None)
     assert abs(logits).max() < 2, "the first guess is nearly even"
     with pytest.raises(ValueError, match="embedding_size must be hidden_size = 4 if tied, got 3"):
@@ -49,7 +49,7 @@ def test_tied_the_table_is_the_projections_weight_too() -> None:
 def test_the_gradient_of_a_tied_model_is_the_numerical_one() -> None:
     model = PoemModel(V, H, H, tied=True, rng=0)
     model.embedding = minidl.Embedding(V, H, dtype="float64", rng=1)
-    model.lstm = minidl.LSTM(H, H, dtype="float64", rng=2)
+    model.lstms = [minidl.LSTM(H, H, dtype="float64", rng=2)]
     model.head = minidl.LinearCrossEntropy(H, V, model.embedding.weight, dtype="float64", rng=3)
     minidl.gradcheck(MeanLoss(filled(model, seed=4), batch(False), step=3), rng=6)
 
@@ -83,22 +83,18 @@ class MeanLoss(minidl.Layer):
 
 
 @pytest.mark.parametrize("real", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_the_gradient_of_the_whole_model_is_the_numerical_one(dropout: float, real: bool) -> None:
-    report = minidl.gradcheck(MeanLoss(float64_model(dropout), batch(real), step=3), rng=6)
-    assert {check.name.removeprefix("model.") for check in report.checks} == {
-        "embedding.weight",
-        "lstm.weight_ih",
-        "lstm.weight_hh",
-        "lstm.bias",
-        "head.weight",
-        "head.bias",
-    }
+@pytest.mark.parametrize("dropout, layers", [(0.0, 1), (0.5, 1), (0.5, 3)])
+def test_the_gradient_of_the_whole_model_is_the_numerical_one(dropout: float, layers: int, real: bool) -> None:
+    report = minidl.gradcheck(MeanLoss(float64_model(dropout, layers), batch(real), step=3), rng=6)
+    lstms = {f"lstms.{n}.{name}" for n in range(layers) for name in ("weight_ih", "weight_hh", "bias")}
+    names = {check.name.removeprefix("model.") for check in report.checks}
+    assert names == {"embedding.weight", "head.weight", "head.bias"} | lstms
     assert report.max_error < 1e-6
 
 
-def test_the_loss_is_that_of_each_poem_alone_through_the_textbook() -> None:
-    model, rows = small_model(), Rows(["甲乙，丙", "月", "夜山日。紅"], VOCABULARY)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_loss_is_that_of_each_poem_alone_through_the_textbook(layers: int) -> None:
+    model, rows = small_model(layers=layers), Rows(["甲乙，丙", "月", "夜山日。紅"], VOCABULARY)
     got = model.nats(rows.batch(np.array([0, 1, 2])))
     expected = 0.0
     for start, length in zip(rows.starts, rows.lengths, strict=True):
@@ -119,13 +115,15 @@ def test_forward_backward_gives_the_nats_of_the_forward_pass_alone(real: bool) -
     assert (float(alone.pads) > 0) == real
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("place", [0, 1, 2])
 def test_dropout_works_in_training_only_and_by_the_step(place: int) -> None:
-    model, rows = PoemModel(V, 16, 16, dropout=0.5, rng=0), batch(False)
-    (model.embedding_dropout, model.lstm_dropout)[1 - place].p = 0.0
+    """Before the first LSTM, between the two, and after the last."""
+    model, rows = PoemModel(V, 16, 16, dropout=0.5, layers=2, rng=0), batch(False)
+    for number, dropout in enumerate([*model.input_dropouts, model.output_dropout]):
+        dropout.p = 0.5 * (number == place)
     first, again, other = (float(model.forward_backward(rows, step).real) for step in (1, 1, 2))
     assert first == again != other
-    assert model.nats(rows).real == PoemModel(V, 16, 16, rng=0).nats(rows).real
+    assert model.nats(rows).real == PoemModel(V, 16, 16, layers=2, rng=0).nats(rows).real
 
 
 def gradients(rows: Batch) -> tuple[list[np.ndarray], Nats]:
@@ -143,7 +141,7 @@ def test_pads_apart_have_the_same_gradient_as_all_in_one_loss() -> None:
 
 def test_real_targets_and_pads_are_told_apart_as_the_mask_says() -> None:
     model, rows = float64_model(), batch(True)
-    h, _ = model.lstm(model.embedding(rows.inputs), rows.batch_sizes)
+    h = model.hidden(rows.inputs, rows.batch_sizes)
     nats = -log_softmax(model.head.logits(h))[np.arange(len(rows.targets)), rows.targets]
     assert rows.real is not None
     real, pads = nats[rows.real].sum(), nats[~rows.real].sum()
@@ -174,14 +172,14 @@ def test_the_start_is_the_reports() -> None:
     embedding = model.embedding.weight.data
     assert abs(embedding.mean()) < 0.01 and abs(embedding.std() - 1) < 0.01 and embedding.max() > 4
     for weight, bound in (
-        (model.lstm.weight_ih.data, (6 / (1024 + 128)) ** 0.5),
-        (model.lstm.weight_hh.data, (6 / (1024 + 256)) ** 0.5),
+        (model.lstms[0].weight_ih.data, (6 / (1024 + 128)) ** 0.5),
+        (model.lstms[0].weight_hh.data, (6 / (1024 + 256)) ** 0.5),
         (model.head.weight.data, 1 / 16),
         (model.head.bias.data, 1 / 16),
     ):
         assert 0.99 * bound < np.abs(weight).max() <= bound * (1 + 1e-6)
         assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.02)
-    assert not model.lstm.bias.data.any()
+    assert not model.lstms[0].bias.data.any()
     assert all(parameter.data.dtype == np.float32 for parameter in model.parameters())
 
 
@@ -209,16 +207,16 @@ def test_a_saved_model_comes_back_with_the_same_logits(saved: Path) -> None:
     assert np.array_equal(logits, loaded)
     assert np.array_equal(model.next_logits(ids, state)[0], again.next_logits(ids, state_again)[0])
     assert vocabulary.tokens == VOCABULARY.tokens and again.settings == small_model(dropout=0.25).settings
-    assert again.lstm_dropout.p == 0.25 and (facts["max_length"], facts["note"]) == (9, "山")
+    assert again.output_dropout.p == 0.25 and (facts["max_length"], facts["note"]) == (9, "山")
 
 
 def test_the_file_alone_holds_vocabulary_and_settings(saved: Path) -> None:
     tensors, metadata = minidl.load(saved)
     assert metadata["tokens"] == VOCABULARY.tokens
-    assert metadata["settings"] == {"embedding_size": 6, "hidden_size": 8, "dropout": 0.25, "tied": False}
+    assert metadata["settings"] == {"embedding_size": 6, "hidden_size": 8, "dropout": 0.25, "tied": False, "layers": 1}
     assert sorted(tensors) == [
         *("embedding.weight", "head.bias", "head.weight"),
-        *("lstm.bias", "lstm.weight_hh", "lstm.weight_ih"),
+        *("lstms.0.bias", "lstms.0.weight_hh", "lstms.0.weight_ih"),
     ]
 
 
@@ -233,12 +231,13 @@ CHANGES: dict[str, Change] = {
     "tokens no list": lambda tensors, metadata: metadata.update(tokens=3),
     "other sizes": lambda tensors, metadata: metadata["settings"].update(hidden_size=9),
     "a size that is none": lambda tensors, metadata: metadata["settings"].update(hidden_size="8"),
-    "a setting too many": lambda tensors, metadata: metadata["settings"].update(layers=2),
+    "layers that are not there": lambda tensors, metadata: metadata["settings"].update(layers=2),
+    "a setting too many": lambda tensors, metadata: metadata["settings"].update(heads=2),
     "a setting too few": lambda tensors, metadata: metadata["settings"].pop("hidden_size"),
     "a tensor less": lambda tensors, metadata: tensors.pop("head.bias"),
     "a tensor more": lambda tensors, metadata: tensors.update(extra=np.zeros(2)),
     "whole numbers": lambda tensors, metadata: tensors.update({"head.bias": np.zeros(14, np.int32)}),
-    "another shape": lambda tensors, metadata: tensors.update({"lstm.bias": np.zeros((4, 8), np.float32)}),
+    "another shape": lambda tensors, metadata: tensors.update({"lstms.0.bias": np.zeros((4, 8), np.float32)}),
 }
 
 
@@ -274,5 +273,5 @@ def test_a_file_cut_short_is_a_checkpoint_error(saved: Path, keep: float) -> Non
 
 def test_a_vocabulary_that_does_not_fit_is_found_at_loading_though_saving_takes_it(tmp_path: Path) -> None:
     save_model(tmp_path / "m", small_model(), Vocabulary([END, UNKNOWN, "甲"]))
-    with pytest.raises(minidl.CheckpointError, match=r"embedding.weight .* \(3, 6\), got \(14, 6\)"):
+    with pytest.raises(minidl.CheckpointError, match="3 tokens are not those of its weights"):
         load_model(tmp_path / "m")

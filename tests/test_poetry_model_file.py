@@ -48,6 +48,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dropout beyond 1": {"dropout": 2},
     "dropout that is text": {"dropout": "0.1"},
     "tied": {"tied": True},
+    "a billion layers": {"layers": 10**9},
+    "no layers, but a huge LSTM": {"layers": -1, "hidden_size": 10**9},
+    "no layer": {"layers": 0},
+    "layers in words": {"layers": "one"},
     "a setting of two lines": {"a\nb": 1},
     "another backend": {"backend": "cupy"},
     "a seed": {"rng": 1},
@@ -66,7 +70,20 @@ OTHERS: dict[str, Change] = {
     "a length in words": lambda tensors, metadata: metadata.update(max_length="nine"),
     "no tensors": lambda tensors, metadata: tensors.clear(),
     "one empty tensor of the right name": lambda tensors, metadata: tensors.update(
-        {"lstm.weight_hh": np.zeros((0, 10**9), np.float32)}
+        {"lstms.0.weight_hh": np.zeros((0, 10**9), np.float32)}
+    ),
+    "a wide table and a wide LSTM, but nothing between": lambda tensors, metadata: (
+        metadata["settings"].update(embedding_size=20_000, hidden_size=300),
+        tensors.update(
+            {
+                "embedding.weight": np.zeros((len(metadata["tokens"]), 20_000), np.float16),
+                "lstms.0.weight_hh": np.zeros((1200, 300), np.float16),
+            }
+        ),
+    ),
+    "many layers of nothing": lambda tensors, metadata: (
+        metadata["settings"].update(layers=3000),
+        tensors.update({f"{number}.weight_hh": np.zeros(0) for number in range(2999)}),
     ),
     "all sizes another way around": lambda tensors, metadata: tensors.update(
         {name: np.ascontiguousarray(array.T) for name, array in tensors.items()}
@@ -100,11 +117,11 @@ def test_what_is_no_poem_model_is_refused_before_memory_is_taken_for_it(name: st
 
 def test_weights_that_are_not_finite_are_refused_though_the_checksum_holds(saved: Path) -> None:
     tensors, metadata = minidl.load(saved)
-    tensors["lstm.bias"][3] = np.nan
+    tensors["lstms.0.bias"][3] = np.nan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minidl.checkpoint, "_fault", lambda arrays: "")
         minidl.save(saved, tensors, metadata)
-    with fails(saved, "lstm.bias", "not finite"):
+    with fails(saved, "lstms.0.bias", "not finite"):
         load_model(saved)
 
 
@@ -125,7 +142,9 @@ def test_a_changed_file_is_refused_or_the_same_model(seed: int, saved: Path) -> 
             changed, facts = dict(tensors), {**metadata, "settings": dict(metadata["settings"])}
             what, name = rng.randrange(4), rng.choice(sorted(tensors))
             if what == 0:
-                facts["settings"][rng.choice(["dropout", "embedding_size", "hidden_size", "tied"])] = rng.choice(values)
+                facts["settings"][rng.choice(["dropout", "embedding_size", "hidden_size", "layers", "tied"])] = (
+                    rng.choice(values)
+                )
             elif what == 1:
                 facts[rng.choice(["tokens", "settings", "max_length"])] = rng.choice(values)
             elif what == 2:

@@ -14,7 +14,8 @@ import pytest
 from model import Batch, PoemModel
 from poetry_helpers import CHARACTERS, log_softmax, pseudo_poems
 from protocol import report_task, rows_task
-from training import Task, build_optimizer, fit
+from tasks import Task
+from training import build_optimizer, fit
 from vocabulary import END, PAD, UNKNOWN
 
 import minidl
@@ -145,7 +146,7 @@ def test_the_reports_figure_is_over_all_places_and_the_honest_one_over_real_targ
     task, model, line = fitted
     picked, real = [], []
     for batch in task.validation:
-        h, _ = model.lstm(model.embedding(batch.inputs), batch.batch_sizes)
+        h = model.hidden(batch.inputs, batch.batch_sizes)
         logs = log_softmax(model.head.logits(h))
         picked += logs[np.arange(len(logs)), batch.targets].tolist()
         real += [target != task.vocabulary.ids[PAD] for target in batch.targets.tolist()]
@@ -164,7 +165,7 @@ def test_its_training_loss_leaves_pads_out_but_its_gradient_counts_them(fitted: 
     for parameter in model.parameters():
         parameter.grad[...] = 0
     nats = model.forward_backward(batch, 0)
-    h, _ = model.lstm(model.embedding(batch.inputs), batch.batch_sizes)
+    h = model.hidden(batch.inputs, batch.batch_sizes)
     logs = log_softmax(model.head.logits(h))
     pad = task.vocabulary.ids[PAD]
     # dL/dbias over all places, pads among the targets

@@ -10,7 +10,9 @@ import download
 import numpy as np
 import protocol
 import pytest
+import tasks
 import training
+from judging import judge
 from model import PoemModel, load_model
 from poetry_helpers import (
     Outcome,
@@ -97,12 +99,17 @@ def test_the_whole_report(tmp_path: Path) -> None:
     for start, _, *ours in rows:
         assert len(ours) == 3
         assert all(poem == "(not in this corpus)" if start in "湖海" else poem[0] == start for poem in ours)
+    head, *rows = table_under(text, "Poems that keep a form")
+    assert head == ["the report", "五絕", "七絕"]
+    for start, (reported, *ruled) in zip("日紅山夜湖海月", rows, strict=True):
+        assert reported in protocol.POEMS and [poem[0] for poem in ruled] == [start, start]
+        assert [judge(poem).shape for poem in ruled] == ["五絕", "七絕"] and all(judge(poem).kept for poem in ruled)
 
 
 def test_every_run_has_the_reports_settings_and_its_own_start(monkeypatch: pytest.MonkeyPatch) -> None:
     fit, seen = training.fit, []
 
-    def spy(model: PoemModel, schedule: Any, task: training.Task, **options: Any) -> Any:
+    def spy(model: PoemModel, schedule: Any, task: tasks.Task, **options: Any) -> Any:
         optimizer = schedule.optimizer
         rates = {schedule.rate(step) for step in range(50)}
         values = np.unique(np.concatenate([parameter.data.ravel() for parameter in model.parameters()]))

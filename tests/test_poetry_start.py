@@ -8,7 +8,8 @@ import report
 from model import PoemModel
 from poetry_helpers import VOCABULARY, pseudo_poems
 from protocol import report_task
-from training import Progress, Task, build_optimizer, evaluate, packed_task, train_epoch
+from tasks import Task, packed_task
+from training import Progress, build_optimizer, evaluate, train_epoch
 from vocabulary import PAD
 
 import minidl
@@ -34,7 +35,7 @@ def trained(value: float | None, name: str, epochs: int, dropout: float = 0.0) -
 def outputs(model: PoemModel, task: Task) -> np.ndarray:
     """What each hidden unit puts out at every place: (H, N)."""
     batch = task.validation[0]
-    return model.lstm(model.embedding(batch.inputs), batch.batch_sizes)[0].T
+    return model.hidden(batch.inputs, batch.batch_sizes).T
 
 
 def plain_entropy() -> float:
@@ -73,7 +74,7 @@ def test_from_equal_weights_units_learn_but_stay_copies_of_one(name: str) -> Non
     assert report.distinct_units(model, task.validation[0]) == 1
     for name, parameter in model.named_parameters():
         assert (parameter.data != np.float32(0.05)).any(), f"{name} has moved"
-    incoming = model.lstm.weight_ih.data.reshape(4, 8, 6)  # gate, unit, input
+    incoming = model.lstms[0].weight_ih.data.reshape(4, 8, 6)  # gate, unit, input
     np.testing.assert_allclose(incoming, np.broadcast_to(incoming[:, :1], incoming.shape), atol=1e-5)
 
 
@@ -89,7 +90,7 @@ def test_from_the_random_start_units_differ(name: str) -> None:
 
 def test_units_are_counted_by_what_they_put_out() -> None:
     model, task = trained(None, "adam", 0)
-    for part in (model.lstm.weight_ih, model.lstm.weight_hh, model.lstm.bias):
+    for part in (model.lstms[0].weight_ih, model.lstms[0].weight_hh, model.lstms[0].bias):
         by_unit = part.data.reshape(4, 8, -1)
         by_unit[:, 5] = by_unit[:, 2]
         by_unit[:, 7] = by_unit[:, 2]

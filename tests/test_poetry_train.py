@@ -18,6 +18,8 @@ import corpus
 import download
 import numpy as np
 import pytest
+import resuming
+import tasks
 import training
 from model import load_model
 from poetry_helpers import (
@@ -34,7 +36,7 @@ from poetry_helpers import (
     tree,
     write_corpus,
 )
-from train import default_task, main, parse_arguments
+from train import default_data, main, parse_arguments
 from vocabulary import Vocabulary
 
 import minidl
@@ -43,7 +45,15 @@ TEST = ["test_loss", "test_perplexity", "test_targets", "vocabulary_size", "unkn
 ERRORS = ["test_loss_error", "test_perplexity_error"]
 STARTS = "日紅山夜湖海月"
 MISSING = "({}: not in this corpus's vocabulary)"
-FILES = ["curves.png", "lines.npy", "metrics.jsonl", "model.safetensors", "poems.png", "poems.txt"]
+FILES = [
+    "checkpoint.safetensors",
+    "curves.png",
+    "lines.npy",
+    "metrics.jsonl",
+    "model.safetensors",
+    "poems.png",
+    "poems.txt",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +143,7 @@ def test_the_best_model_is_in_the_file_with_its_settings(run: tuple[Outcome, Pat
     assert (facts["arguments"]["seed"], facts["arguments"]["lr"]) == (3, 0.02)
     assert len(vocabulary) == 14
     assert (model.settings["embedding_size"], model.settings["hidden_size"]) == (6, 8)
-    task = training.packed_task(corpus.split(pseudo_poems(300)), vocabulary, 32)
+    task = tasks.packed_task(corpus.split(pseudo_poems(300)), vocabulary, 32)
     assert training.held_out_figures(model, task) == pytest.approx(last), "the test figures are the saved model's"
 
 
@@ -282,7 +292,7 @@ def test_of_a_larger_corpus_nothing_stays_but_its_ids(here: Path, monkeypatch: p
         (here / "mine.txt").write_text("\n".join(poems[:count]), encoding="utf-8")
         monkeypatch.setattr(sys, "argv", ["train.py", "--text", "mine.txt"])
         tracemalloc.start()
-        task, index = default_task(parse_arguments())
+        task, index, _ = default_data(parse_arguments())
         held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
         assert task.max_length == 30 and len(index) > 0
@@ -318,7 +328,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> dict[str
     """What train.py hands to `fit`."""
     seen: dict[str, Any] = {}
 
-    def fit(model: Any, schedule: Any, task: training.Task, **options: Any) -> Any:
+    def fit(model: Any, schedule: Any, task: tasks.Task, **options: Any) -> Any:
         seen.update(options, model=model, schedule=schedule, task=task)
         stop()
 
@@ -330,7 +340,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> dict[str
 def test_the_default_recipe(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = settings_of(monkeypatch, "--corpus", corpus_folder)
     assert isinstance(seen["schedule"].optimizer, minidl.Adam)
-    assert seen["model"].embedding.embedding_dim == 128 and seen["model"].lstm.hidden_size == 256
+    assert seen["model"].embedding.embedding_dim == 128 and seen["model"].lstms[0].hidden_size == 256
     assert seen["pads_count"] is False and seen["clip"] is not None and seen["patience"] >= 1
     task = seen["task"]
     (batch,) = list(task.train(np.random.default_rng(0)))[:1]
@@ -350,8 +360,8 @@ def test_the_reports_recipe(name: str, here: Path, monkeypatch: pytest.MonkeyPat
     assert [schedule.rate(step) for step in (0, 1, 100)] == [rates[name]] * 3, "the rate does not move"
     assert (seen["epochs"], seen["patience"], seen["clip"], seen["pads_count"]) == (30, 1, None, True)
     model, task = seen["model"], seen["task"]
-    assert (model.embedding.embedding_dim, model.lstm.hidden_size) == (128, 256)
-    assert model.embedding_dropout.p == model.lstm_dropout.p == 0
+    assert (model.embedding.embedding_dim, model.lstms[0].hidden_size) == (128, 256)
+    assert model.input_dropouts[0].p == model.output_dropout.p == 0
     assert task.steps == 2 and [batch.batch_sizes[0] for batch in task.validation] == [88]
     pads = task.vocabulary.ids["<pad>"]
     assert sum(int((batch.targets != pads).sum()) for batch in task.validation) == 88 * 10
@@ -379,7 +389,7 @@ def test_options_reach_the_training(corpus_folder: Path, monkeypatch: pytest.Mon
     assert max(seen["schedule"].rate(step) for step in range(100)) == pytest.approx(0.25)
     assert (seen["epochs"], seen["patience"], seen["clip"]) == (4, 7, 2.5)
     model, task = seen["model"], seen["task"]
-    assert (model.embedding.embedding_dim, model.lstm.hidden_size, model.lstm_dropout.p) == (3, 5, 0)
+    assert (model.embedding.embedding_dim, model.lstms[0].hidden_size, model.output_dropout.p) == (3, 5, 0)
     batches = list(task.train(np.random.default_rng(0)))
     poems = sum(batch.batch_sizes[0] for batch in (*batches, *task.validation, *task.test))
     assert poems == 76, "two of eight files of 38 poems"
@@ -443,7 +453,11 @@ def test_a_run_that_diverges_at_once_ends_in_one_line_and_leaves_the_folder_free
         outcome = train(corpus_folder, "--lr", "1e300", "--out", "a")
     assert outcome.code == 2 and outcome.out == ""
     last = outcome.err.splitlines()[-1]
-    assert "train.py: error: training diverged after 1 steps" in last and last.endswith("try a smaller learning rate")
+    assert (
+        "train.py: error: training diverged after 1 steps: the gradient of head.bias is not finite; try a smaller"
+        in last
+    )
+    assert last.endswith("; nothing was saved yet")
     assert tree(here / "a") == []
     assert train(corpus_folder, "--epochs", 1, "--out", "a").code == 0
 
@@ -494,7 +508,7 @@ def test_the_file_keeps_the_best_epoch_though_later_ones_follow(
     model, vocabulary, facts = load_model(here / "a" / "model.safetensors")
     assert facts["epoch"] == 2
     parts = corpus.split(pseudo_poems(300))
-    task = training.packed_task(parts, vocabulary, 32)
+    task = tasks.packed_task(parts, vocabulary, 32)
     assert evaluate(model, task.test).loss == pytest.approx(last["test_loss"], rel=1e-6)
     assert evaluate(model, task.validation).loss == pytest.approx(lines[1]["validation_loss"], rel=1e-6)
 
@@ -507,7 +521,7 @@ def test_a_full_disk_ends_in_one_line(corpus_folder: Path, monkeypatch: pytest.M
     outcome = train(corpus_folder, "--out", "a")
     assert outcome.code == 2 and outcome.out == ""
     last = outcome.err.splitlines()[-1]
-    assert last.endswith("model.safetensors: cannot be written (No space left on device)")
+    assert last.endswith("checkpoint.safetensors: cannot be written (No space left on device)")
     assert "Traceback" not in outcome.err
 
 
@@ -544,23 +558,29 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_best_model_is_there(
     # "\r" begins a progress bar's line; what stays is the notes of the epochs until the signal, and one more
     notes = [line.split("\r")[-1].strip() for line in text.removesuffix("\n").split("\n")]
     assert "Traceback" not in text
-    assert text.endswith("interrupted; the best epoch so far is in a\n") and text.count("interrupted") == 1
+    checkpoint = resuming.read(here / "a")
+    assert checkpoint is not None
+    assert notes[-1] == f"interrupted; step {checkpoint.steps} is saved in a, and --resume --out a goes on from there"
+    assert text.endswith("\n") and text.count("interrupted") == 1
     assert all(" nats/char (perplexity " in note for note in notes[:-1]), notes
     lines = jsonl(here / "a" / "metrics.jsonl")
     assert len(lines) >= 4 and all(list(line) == EPOCH_FIELDS for line in lines)
     _, vocabulary, facts = load_model(here / "a" / "model.safetensors")
     assert len(vocabulary) == 14
-    # the signal may have come between an epoch's model and its line
     losses = [line["validation_loss"] for line in lines]
-    assert facts["epoch"] in (losses.index(min(losses)) + 1, len(lines) + 1)
+    assert facts["epoch"] == losses.index(min(losses)) + 1 and checkpoint.facts["lines"] == lines
     assert [name for name in tree(here / "a") if "tmp" in name] == []
 
 
 @pytest.mark.parametrize(
     ("error", "epochs", "kept"),
     [
-        (MemoryError("Out of memory allocating 512 bytes\nmore"), 0, "no epoch was finished"),
-        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), 2, "the best epoch so far is in a"),
+        (MemoryError("Out of memory allocating 512 bytes\nmore"), 0, "nothing was saved yet"),
+        (
+            RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
+            2,
+            "step 18 is saved in a, and --resume --out a goes on from there",
+        ),
     ],
 )
 def test_memory_that_runs_out_is_told_with_a_remedy_and_loses_nothing(

@@ -19,7 +19,8 @@ from poetry_helpers import (
     small_model,
     weights,
 )
-from training import Diverged, Joined, Mean, Rows, Task, build_optimizer, evaluate, fit, packed_task
+from tasks import Joined, Rows, Task, packed_task
+from training import Diverged, Mean, build_optimizer, evaluate, fit
 from training import held_out_figures as figures_of_the_test_part
 from verse import write_poems
 from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
@@ -420,7 +421,7 @@ def test_the_test_figures_count_targets_and_unknowns() -> None:
     assert (figures["test_targets"], figures["vocabulary_size"], figures["unknown_rate"]) == (10, 14, 0.4)
     nats = 0.0
     for inputs, targets in expected_pairs(strange):
-        h, _ = model.lstm(model.embedding(np.array(inputs)), [1] * len(inputs))
+        h = model.hidden(np.array(inputs), [1] * len(inputs))
         nats -= log_softmax(model.head.logits(h))[np.arange(len(targets)), targets].sum()
     assert figures["test_loss"] == pytest.approx(nats / 10, rel=1e-5)
     assert figures["test_perplexity"] == pytest.approx(math.exp(nats / 10), rel=1e-5)

@@ -9,19 +9,22 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 import extras  # noqa: F401 (first: it tells of a missing package in one line)
+from whole_files import write_text
 
 import minidl
 
 RUNS = Path("runs")
 PRETRAINED = Path(__file__).parent / "pretrained" / "model.safetensors"
 METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.safetensors"  # of train.py: where the run stands
 TAKEN = "already holds a run; choose another folder"
 BEGUN = f"holds a run that has just begun, or was killed in its first epoch; choose another, or delete {METRICS} there"
+GOES_ON = "; train.py --resume goes on with it"
 
 
 class UsageError(Exception):
@@ -89,21 +92,37 @@ positive = real(lambda value: value > 0, "above 0")
 
 
 @contextlib.contextmanager
-def results_folder(path: Path) -> Iterator[Path]:
-    """Make `path` and try to write in it; UsageError if that fails or if it already holds a run.
+def results_folder(path: Path, resume: bool = False) -> Iterator[Path]:
+    """`output_folder` for a run; UsageError if it already holds one.
+
+    To `resume`, it may hold one that has a checkpoint, or none yet and no metrics either.
+    """
+    with contextlib.suppress(OSError):  # of which `output_folder` tells
+        metrics = (path / METRICS).stat().st_size if (path / METRICS).exists() else None
+        checkpoint = (path / CHECKPOINT).exists()
+        if resume and metrics and not checkpoint:
+            raise UsageError(f"--out {path} holds a run without a checkpoint to resume; choose another folder")
+        if not resume and (checkpoint or metrics is not None):
+            raise UsageError(f"--out {path} {TAKEN if metrics else BEGUN}{GOES_ON if checkpoint else ''}")
+    with output_folder(path):
+        yield path
+
+
+@contextlib.contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Make `path` and try to write in it; UsageError if that fails.
 
     The folders that had to be made go again if nothing was put into them.
     """
+    new: list[Path] = []
     try:
-        if (path / METRICS).exists():
-            raise UsageError(f"--out {path} {TAKEN if (path / METRICS).stat().st_size else BEGUN}")
-        new = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from error
-    try:
+        try:
+            new += [folder for folder in (path, *path.parents) if not folder.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from error
         yield path
     finally:
         for folder in new:
@@ -126,9 +145,15 @@ def memory_advice(remedy: str, kept: Callable[[], str]) -> Iterator[None]:
 def next_run(prefix: str = "") -> Path:
     """The first of runs/1, runs/2, ... (or runs/<prefix>1, ...) that holds no run."""
     number = 1
-    while (RUNS / f"{prefix}{number}" / METRICS).exists():
+    while any((RUNS / f"{prefix}{number}" / name).exists() for name in (METRICS, CHECKPOINT)):
         number += 1
     return RUNS / f"{prefix}{number}"
+
+
+def newest_run() -> Path:
+    """The run under runs/ whose checkpoint was saved last, or else the first folder that holds none."""
+    found = sorted(RUNS.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+    return found[-1].parent if found else next_run()
 
 
 def newest_model() -> Path:
@@ -142,13 +167,18 @@ def newest_model() -> Path:
 
 
 @contextlib.contextmanager
-def metrics_file(folder: Path) -> Iterator[Callable[[Mapping[str, object]], None]]:
+def metrics_file(
+    folder: Path, lines: Iterable[Mapping[str, object]] | None = None
+) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """A function that appends one JSON object a line to the folder's metrics, each on the disk at once.
 
-    The file marks the folder as taken. It goes again if nothing was written.
+    The file marks the folder as taken. It goes again if nothing was written. With `lines`, those of a run that goes
+    on, it begins with them, whatever was there.
     """
+    if lines is not None:
+        write_text(folder / METRICS, "".join(f"{json.dumps(line)}\n" for line in lines))
     try:
-        file = (folder / METRICS).open("x", encoding="utf-8")
+        file = (folder / METRICS).open("x" if lines is None else "a", encoding="utf-8")
     except FileExistsError as error:
         raise UsageError(f"--out {folder} {BEGUN}") from error
     try:
@@ -178,16 +208,24 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     try:
-        code = main() or 0
+        try:
+            code = main() or 0
+        except SystemExit as ended:  # of --help, whose text is still to be written, or of a wrong argument
+            code = int(ended.code or 0)
         sys.stdout.flush()
     except KeyboardInterrupt:
         note("interrupted")
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at exit
         code = 0
     except expected as error:
         name = Path(sys.argv[0]).name
-        note(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}")
+        with contextlib.suppress(OSError):  # there may be no room for it either
+            note(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}")
         code = 2
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # nothing is left to be flushed at exit
     sys.exit(code)

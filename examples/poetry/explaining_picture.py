@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cli import UsageError
 from explaining import Thought
-from figures import BLUE, GREY, MISSING_FONT, RED, chinese_font
+from figures import BLUE, GREY, RED, chinese_font
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from whole_files import save_figure
 
 STOPS = "，。"  # a line of the picture ends with these
 CELL, ROW = 0.62, 0.3  # inches
@@ -27,18 +29,21 @@ def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
     lines = [line for line in lines if line]
     text = "".join(t.character + "".join(r.character for r in t.runners[:SHOWN]) + t.rule for t in found)
     font = chinese_font(text)
+    if font is None:
+        raise UsageError(
+            f"--explain {path}: no installed font has all characters; install one, such as Noto Serif CJK, or give no "
+            "name for a table"
+        )
     height_of_line = (SHOWN + 4.2) * ROW
     width = max(map(len, lines)) * CELL * 1.9 + 0.5
     height = len(lines) * height_of_line + 0.5
     figure = Figure(figsize=(width, height), facecolor="white")
-    if font is None:
-        figure.text(0.5, 0.5, MISSING_FONT, ha="center", va="center", wrap=True)
-        figure.savefig(path, dpi=100)
-        return
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
-    big, small, tiny = (font_manager.FontProperties(fname=font, size=size) for size in (20, 11, 8))
+    # Numbers and English have matplotlib's own font: Chinese fonts may draw them badly at this size.
+    big, small = (font_manager.FontProperties(fname=font, size=size) for size in (20, 11))
+    tiny = font_manager.FontProperties(size=7)
     legend = "bar: the model's probability    grey: the likeliest others    red: forbidden by the rule named below"
     axes.text(0.25, 0.28, legend, fontproperties=tiny, color=GREY, va="center")
     for row, line in enumerate(lines):
@@ -64,9 +69,12 @@ def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
                 shift = 0.3 if len(other.character) == 1 else 0.6
                 axes.text(x + shift, y, _percent(other.probability), fontproperties=tiny, va="center", color=color)
             y = top + 0.9 + SHOWN * ROW
-            rule = f"{thought.rule}: −{thought.forbidden:.0%}" if thought.rule else ""
-            axes.text(x, y, rule.replace("end of the ", "end of "), fontproperties=tiny, va="center", color=RED)
-    figure.savefig(path, dpi=110)
+            rule = thought.rule.replace("end of the ", "end of ")
+            if rule:
+                face, share = tiny if rule.isascii() else small, f"-{thought.forbidden:.0%}"
+                axes.text(x, y, rule, fontproperties=face, va="center", color=RED)
+                axes.text(x, y + 0.7 * ROW, share, fontproperties=tiny, va="center", color=RED)
+    save_figure(figure, path, 110)
 
 
 def _percent(share: float) -> str:

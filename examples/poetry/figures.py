@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from whole_files import save_figure
 
 BLUE, ORANGE, GREY, RED = "#20639b", "#ed8a19", "#8a8a8a", "#c0392b"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
@@ -48,7 +49,7 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], reported: Mappin
         right.set(xlabel="epoch", ylabel="test cross-entropy, pads included")
         right.legend(frameon=False)
     left.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def draw_optimizers(path: Path, curves: Mapping[str, tuple[Sequence[Mapping[str, Any]], Mapping[int, float]]]) -> None:
@@ -62,7 +63,7 @@ def draw_optimizers(path: Path, curves: Mapping[str, tuple[Sequence[Mapping[str,
     axes.plot([], [], "x", color=GREY, label="the report")
     axes.set(xlabel="epoch", ylabel="test cross-entropy, pads included (nats)")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def draw_starts(path: Path, starts: Sequence[Any], frequencies: float) -> None:
@@ -76,7 +77,7 @@ def draw_starts(path: Path, starts: Sequence[Any], frequencies: float) -> None:
     axes.set(xlabel="epoch", ylabel="test cross-entropy (nats per real target)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def draw_poems(path: Path, poems: Sequence[str]) -> None:
@@ -92,7 +93,7 @@ def draw_poems(path: Path, poems: Sequence[str]) -> None:
         for place, column in enumerate(columns):
             x, y = 1 - (0.6 + 0.4 * place) / width, 1 - 0.35 / height
             figure.text(x, y, "\n".join(column), ha="center", va="top", fontproperties=properties, linespacing=1.15)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def chinese_font(text: str) -> str | None:

@@ -1,8 +1,10 @@
-"""PoemModel: Embedding, one LSTM and the projection to the vocabulary, with its file format."""
+"""PoemModel: Embedding, one LSTM or several and the projection to the vocabulary, with its file format."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +12,9 @@ from vocabulary import Vocabulary
 
 import minidl
 from minidl.backend import Array, Rng
-from minidl.layers.lstm import State
+from minidl.layers.lstm import State as LSTMState
+
+State = list[LSTMState]  # of every LSTM, the lowest first
 
 
 class Batch(NamedTuple):
@@ -39,7 +43,7 @@ class Placed(NamedTuple):
 
 
 class PoemModel(minidl.Layer):
-    """ids -> embedding -> dropout -> LSTM -> dropout -> logits over the vocabulary.
+    """ids -> embedding -> `layers` times (dropout -> LSTM) -> dropout -> logits over the vocabulary.
 
     `tied`: the embedding's table is the projection's weight too (Press & Wolf 2017), whose columns are the LSTM's
     units; so `embedding_size` must be `hidden_size`. The table starts 1 / sqrt(hidden_size) as large, that
@@ -53,6 +57,7 @@ class PoemModel(minidl.Layer):
         hidden_size: int = 256,
         dropout: float = 0.0,
         tied: bool = False,
+        layers: int = 1,
         *,
         backend: str = "numpy",
         rng: Rng = None,
@@ -65,29 +70,35 @@ class PoemModel(minidl.Layer):
             "hidden_size": hidden_size,
             "dropout": dropout,
             "tied": tied,
+            "layers": layers,
         }
         self.embedding = minidl.Embedding(vocabulary_size, embedding_size, backend=backend, rng=rng)
-        self.lstm = minidl.LSTM(embedding_size, hidden_size, backend=backend, rng=rng)
+        sizes = [embedding_size] + [hidden_size] * layers
+        self.lstms = [minidl.LSTM(*pair, backend=backend, rng=rng) for pair in pairwise(sizes)]
         shared = self.embedding.weight if tied else None
         self.head = minidl.LinearCrossEntropy(hidden_size, vocabulary_size, shared, backend=backend, rng=rng)
         if tied:
             self.embedding.weight.data[...] *= hidden_size**-0.5
-            self.lstm.bias.data[hidden_size : 2 * hidden_size] = 1
-        self.embedding_dropout = minidl.Dropout(dropout, rng=rng)
-        self.lstm_dropout = minidl.Dropout(dropout, rng=rng)
+            for lstm in self.lstms:
+                lstm.bias.data[hidden_size : 2 * hidden_size] = 1
+        *self.input_dropouts, self.output_dropout = [minidl.Dropout(dropout, rng=rng) for _ in sizes]
 
     def forward_backward(self, batch: Batch, step: int) -> Nats:
         """The batch's nats; adds the gradient of their mean over all N rows to every parameter's."""
         placed = self._placed(batch)
         x, embedding_cache = self.embedding.forward(placed.inputs, placed.order)  # (N, E)
-        x, first_mask = self.embedding_dropout.forward(x, step)
-        (h, _), lstm_cache = self.lstm.forward(x, batch.batch_sizes)  # (N, H)
-        h, second_mask = self.lstm_dropout.forward(h, step)
+        walked = []
+        for dropout, lstm in zip(self.input_dropouts, self.lstms, strict=True):
+            x, mask = dropout.forward(x, step)
+            (x, _), lstm_cache = lstm.forward(x, batch.batch_sizes)  # (N, H)
+            walked.append((dropout, mask, lstm, lstm_cache))
+        h, output_mask = self.output_dropout.forward(x, step)
         nats, dh = self._head_forward_backward(h, placed)
-        dh = self.lstm_dropout.backward(dh, second_mask)
-        dx, _ = self.lstm.backward(dh, lstm_cache)
-        dx = self.embedding_dropout.backward(dx, first_mask)
-        self.embedding.backward(dx, embedding_cache)
+        dx = self.output_dropout.backward(dh, output_mask)
+        for dropout, mask, lstm, lstm_cache in reversed(walked):
+            dx, _ = lstm.backward(dx, lstm_cache)
+            dx = dropout.backward(dx, mask)
+        self.embedding.backward(dx, embedding_cache)  # dx is (N, E) here
         return nats
 
     def _head_forward_backward(self, h: Array, placed: Placed) -> tuple[Nats, Array]:
@@ -105,9 +116,16 @@ class PoemModel(minidl.Layer):
     def nats(self, batch: Batch) -> Nats:
         """The batch's nats without dropout and without a gradient."""
         placed = self._placed(batch)
-        h, _ = self.lstm(self.embedding(placed.inputs), batch.batch_sizes)
+        h = self.hidden(placed.inputs, batch.batch_sizes)
         parts = [h[rows] for rows in placed.rows] or [h]
         return Nats(*(self.head(part, targets, total=1) for part, targets in zip(parts, placed.targets, strict=True)))
+
+    def hidden(self, inputs: Array, batch_sizes: Sequence[int]) -> Array:
+        """The highest LSTM's output (N, H) for packed ids (N,), without dropout."""
+        x = self.embedding(inputs)
+        for lstm in self.lstms:
+            x, _ = lstm(x, batch_sizes)
+        return x
 
     def _placed(self, batch: Batch) -> Placed:
         rows = [] if batch.real is None else _rows_of(batch.real)
@@ -117,8 +135,11 @@ class PoemModel(minidl.Layer):
 
     def next_logits(self, ids: np.ndarray, state: State | None) -> tuple[Array, State]:
         """One step of writing: from the latest ids (B,) and the state to the logits (B, V) of the next ones."""
-        h, state = self.lstm(self.embedding(ids), [len(ids)], state)
-        return self.head.logits(h), state
+        x, after = self.embedding(ids), []
+        for layer, lstm in enumerate(self.lstms):
+            x, layer_state = lstm(x, [len(ids)], state[layer] if state else None)
+            after.append(layer_state)
+        return self.head.logits(x), after
 
 
 def _rows_of(real: np.ndarray) -> list[np.ndarray]:
@@ -157,12 +178,13 @@ def _weights(
     vocabulary_size: int,
     embedding_size: int,
     hidden_size: int,
-    dropout: float = 0.0,
-    tied: bool = False,
+    dropout: float,
+    tied: bool,
+    layers: int,
 ) -> int:
     """How many numbers a PoemModel of these settings has."""
-    if min(embedding_size, hidden_size) < 1:
-        raise ValueError(f"its sizes are {embedding_size} and {hidden_size}")
-    lstm = 4 * hidden_size * (embedding_size + hidden_size + 1)
+    if min(embedding_size, hidden_size, layers) < 1:
+        raise ValueError(f"its sizes are {embedding_size} and {hidden_size}, its layers {layers}")
+    lstms = 4 * hidden_size * (embedding_size + hidden_size + 1 + (layers - 1) * (2 * hidden_size + 1))
     tables = embedding_size if tied else embedding_size + hidden_size
-    return lstm + vocabulary_size * (tables + 1)
+    return lstms + vocabulary_size * (tables + 1)

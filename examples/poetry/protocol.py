@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from cli import UsageError
 from model import Batch
-from training import Task
+from tasks import Task
 from verse import MAX_LENGTH
 from vocabulary import END, PAD, UNKNOWN, Vocabulary
 
@@ -32,6 +32,7 @@ SETTINGS = {
     "batch_size": BATCH_SIZE,
     "hidden_size": HIDDEN_SIZE,
     "embedding_size": EMBEDDING_SIZE,
+    "layers": 1,
     "dropout": 0.0,
     "tied": False,
     "clip": None,

@@ -5,16 +5,18 @@ python examples/poetry/shrink.py runs/1 --out examples/poetry/pretrained
 
 from __future__ import annotations
 
-import shutil
 from argparse import Namespace
 from pathlib import Path
 
 import cli
 import copies
+import corpus
 import numpy as np
 import train
-from model import load_model
-from training import held_out_figures, packed_task
+from copies import LineIndex
+from model import PoemModel, load_model
+from tasks import Task, packed_task
+from training import held_out_figures
 
 import minidl
 
@@ -24,28 +26,41 @@ FILE = "model.safetensors"
 def main() -> int:
     args = parse_arguments()
     model, vocabulary, facts = load_model(args.run / FILE)
-    made = facts.get("arguments", {})
-    if made.get("text") != "None" or made.get("protocol") != "None":
+    made = facts.get("arguments") or {}
+    if not {"text", "protocol", "files", "max_length"} <= made.keys() or made["text"] or made["protocol"]:
         raise cli.UsageError(f"{args.run / FILE} was not trained on the Tang poems by a recipe of train.py")
-    found = Namespace(text=None, corpus=args.corpus, files=made["files"], max_length=made["max_length"])
-    task = packed_task(train.read_parts(found), vocabulary, batch_size=256)
+    try:
+        index = LineIndex.load(args.run / copies.FILE)
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from None
+    with cli.results_folder(args.out) as out:
+        found = Namespace(text=None, corpus=args.corpus, files=made["files"], max_length=made["max_length"])
+        task = packed_task(train.read_parts(found), vocabulary, batch_size=256)
+        shrink(args.run / FILE, out, model, task, index)
+    return 0
 
+
+def shrink(run: Path, out: Path, model: PoemModel, task: Task, index: LineIndex) -> None:
+    """The model in `run` as float16, with its figures, and the index of lines; both or neither are in `out`."""
     figures = {"float32": held_out_figures(model, task)}
-    args.out.mkdir(parents=True, exist_ok=True)
-    tensors, metadata = minidl.load(args.run / FILE)
+    tensors, metadata = minidl.load(run)
+    made = metadata["arguments"]
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     model.load_state_dict(half)
     figures["float16"] = held_out_figures(model, task)
-    settings = {name: value for name, value in made.items() if name not in ("out", "corpus")}  # folders of here
-    minidl.save(args.out / FILE, half, {**metadata, "arguments": settings, "figures": figures["float16"]})
-    shutil.copyfile(args.run / copies.FILE, args.out / copies.FILE)
+    settings = {name: value for name, value in made.items() if name != "corpus"}  # a folder of here
+    minidl.save(out / FILE, half, {**metadata, "arguments": settings, "figures": figures["float16"]})
+    try:
+        index.save(out / copies.FILE)
+    except BaseException:
+        (out / FILE).unlink()
+        raise
     for kind, values in figures.items():
         for part in ("test", "short_test"):
             if f"{part}_loss" in values:
                 cli.note(f"{kind}  {part.replace('_', ' ')} {train.figures_text(values, part)}")
-    size = sum((args.out / name).stat().st_size for name in (FILE, copies.FILE))
-    cli.note(f"{size / 2**20:.1f} MiB in {args.out}, with the index of its corpus's lines")
-    return 0
+    size = sum((out / name).stat().st_size for name in (FILE, copies.FILE))
+    cli.note(f"{size / 2**20:.1f} MiB in {out}, with the index of its corpus's lines")
 
 
 def parse_arguments() -> Namespace:
@@ -59,4 +74,4 @@ def parse_arguments() -> Namespace:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, corpus.CorpusError)

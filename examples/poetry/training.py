@@ -1,90 +1,28 @@
-"""The training loop: poems as batches, epochs, evaluation, and the rule that stops."""
+"""The training loop: steps, epochs, evaluation, and the rule that stops."""
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from model import Batch, Nats, PoemModel
+from tasks import Task
 from tqdm import tqdm
 from verse import MAX_LENGTH
-from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
+from vocabulary import UNKNOWN
 
 import minidl
 from minidl.backend import Rng
 from minidl.optimizers import Optimizer
 from minidl.schedules import Schedule
 
-
-class Task(NamedTuple):
-    """What there is to learn: a vocabulary, and the batches of each part of the corpus."""
-
-    vocabulary: Vocabulary
-    train: Callable[[np.random.Generator], Iterable[Batch]]  # one epoch's batches
-    steps: int  # batches per epoch
-    validation: Sequence[Batch]
-    test: Sequence[Batch]
-    max_length: int  # characters of the longest poem
-
-
-class Joined(Collection[str]):
-    """Poems end to end in one string, which is smaller than a list of them and leaves no holes once dropped."""
-
-    def __init__(self, poems: Iterable[str]) -> None:
-        poems = list(poems)
-        self.text = "".join(poems)
-        self.bounds = np.cumsum([0, *map(len, poems)])
-
-    def __len__(self) -> int:
-        return len(self.bounds) - 1
-
-    def __iter__(self) -> Iterator[str]:
-        return (self.text[start:end] for start, end in pairwise(self.bounds))
-
-    def __contains__(self, poem: object) -> bool:
-        return any(poem == mine for mine in self)
-
-
-class Rows:
-    """Encoded poems in one flat array of small ints, each as begin, c1 ... cn, end."""
-
-    def __init__(self, poems: Collection[str], vocabulary: Vocabulary) -> None:
-        begin, end = vocabulary.ids[BEGIN], vocabulary.ids[END]
-        self.lengths = np.array([len(poem) + 1 for poem in poems])  # targets: the characters and the end
-        self.starts = np.cumsum(self.lengths + 1) - (self.lengths + 1)
-        self.ids = np.empty(int(self.lengths.sum()) + len(poems), np.min_scalar_type(len(vocabulary) - 1))
-        for poem, start in zip(poems, self.starts, strict=True):
-            self.ids[start : start + len(poem) + 2] = [begin, *vocabulary.encode(poem), end]
-
-    def batch(self, picked: np.ndarray) -> Batch:
-        """The poems `picked`, packed: input begin, c1 ... cn and target c1 ... cn, end."""
-        picked = picked[np.argsort(-self.lengths[picked], kind="stable")]
-        times = np.arange(self.lengths[picked[0]])[:, None]
-        alive = times < self.lengths[picked]  # (T, poems)
-        places = (self.starts[picked] + times)[alive]  # time-major, as minidl.pack has them
-        inputs, targets = (self.ids[part].astype(np.int32) for part in (places, places + 1))
-        return Batch(inputs, targets, alive.sum(axis=1).tolist())
-
-    def batches(self, batch_size: int, rng: np.random.Generator | int) -> Iterator[Batch]:
-        """All poems once, in shuffled batches of like lengths."""
-        return (self.batch(picked) for picked in minidl.bucketed_batches(self.lengths, batch_size, rng))
-
-
-def packed_task(parts: Sequence[Collection[str]], vocabulary: Vocabulary, batch_size: int) -> Task:
-    """A Task of (train, validation, test) poems, without a pad anywhere."""
-    train, validation, test = rows = [Rows(part, vocabulary) for part in parts]
-    return Task(
-        vocabulary=vocabulary,
-        train=lambda rng: train.batches(batch_size, rng),
-        steps=math.ceil(len(train.lengths) / batch_size),
-        validation=list(validation.batches(batch_size, 0)),
-        test=[test.batch(np.array([poem])) for poem in range(len(test.lengths))],  # one by one: for the error
-        max_length=max(int(part.lengths.max()) for part in rows) - 1,
-    )
+HOPELESS = 10.0  # times the loss of even guesses: nothing comes back from there
 
 
 class Mean:
@@ -93,9 +31,10 @@ class Mean:
     def __init__(self) -> None:
         self.real_nats: Any = 0.0
         self.pad_nats: Any = 0.0
-        self.targets = self.places = self.poems = 0
+        self.batches = self.targets = self.places = self.poems = 0
 
     def add(self, nats: Nats, batch: Batch) -> None:
+        self.batches += 1
         self.real_nats = self.real_nats + nats.real
         self.pad_nats = self.pad_nats + nats.pads
         self.places += len(batch.targets)
@@ -130,7 +69,7 @@ def perplexity(nats: float) -> float:
 
 
 class Diverged(Exception):
-    """The loss or a gradient is not finite any more."""
+    """The loss or a gradient is not finite any more, or the loss is hopeless."""
 
 
 class Progress(tqdm):
@@ -140,11 +79,44 @@ class Progress(tqdm):
         pass
 
 
+@dataclass
+class Standing:
+    """Where a run stands, beside its weights, its optimizer and its schedule: all else that it needs to go on."""
+
+    rng: np.random.Generator  # as it was before the shuffle of the epoch under way
+    best_weights: dict[str, np.ndarray]  # of the best epoch so far, or the start
+    lines: list[dict[str, float]] = field(default_factory=list)  # the metrics of every epoch that was finished
+    mean: Mean = field(default_factory=Mean)  # of the steps of the epoch under way
+    seconds: float = 0.0  # that they took
+
+    @property
+    def best_epoch(self) -> int:
+        """The first of those with the lowest loss, from 1; 0 before there is one."""
+        losses = [_watched(line) for line in self.lines]
+        return 1 + losses.index(min(losses)) if losses else 0
+
+    @property
+    def waited(self) -> int:
+        """How many epochs ago that was."""
+        return len(self.lines) - self.best_epoch
+
+
+def _watched(line: dict[str, float]) -> float:
+    """What decides which epoch is the best: under the report's protocol the loss with pads."""
+    return line.get("report_cross_entropy", line["validation_loss"])
+
+
 def train_epoch(
-    model: PoemModel, schedule: Schedule, batches: Iterable[Batch], clip: float | None, progress: tqdm
+    model: PoemModel,
+    schedule: Schedule,
+    batches: Iterable[Batch],
+    clip: float | None,
+    progress: tqdm,
+    mean: Mean | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> Mean:
-    """One pass over `batches` with one step each of the schedule's optimizer."""
-    mean, optimizer = Mean(), schedule.optimizer
+    """One step of the schedule's optimizer for each of `batches`; adds to `mean`, that of an epoch begun before."""
+    mean, optimizer = Mean() if mean is None else mean, schedule.optimizer
     for batch in batches:
         optimizer.zero_grad()
         mean.add(model.forward_backward(batch, optimizer.steps), batch)
@@ -155,6 +127,8 @@ def train_epoch(
         progress.update()
         if optimizer.steps % 10 == 0 and not progress.disable:  # reading the loss makes the host wait for a GPU
             progress.set_postfix_str(f"{mean.loss:.3f} nats/char")
+        if after_step is not None:
+            after_step()
     return mean
 
 
@@ -177,49 +151,90 @@ def fit(
     pads_count: bool = False,
     rng: Rng = None,
     quiet: bool = False,
+    standing: Standing | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> Iterator[tuple[dict[str, float], bool]]:
     """Train; yields each epoch's metrics and whether it is the best so far. At the end `model` has the best weights.
 
     Stops after `patience` epochs in a row without a better validation loss. `pads_count` adds the report's
     figures and watches those. `seconds` and `chars_per_second` are of training alone, validation left out.
+    Goes on from `standing`, which it keeps up to date: at every `after_step()`, and whenever an epoch is told, that,
+    `model` and `schedule` are all that a later call needs to go on as if there had been no pause.
     Raises Diverged, with the best weights so far in `model`.
     """
-    rng = np.random.default_rng(rng)
-    best, best_weights, waited = math.inf, model.state_dict(), 0
+    if standing is None:
+        standing = Standing(np.random.default_rng(rng), model.state_dict())
     try:
-        for epoch in range(1, epochs + 1):
-            started = time.perf_counter()
-            progress = Progress(total=task.steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet)
-            with progress, np.errstate(over="ignore", invalid="ignore"):  # infinities are looked for and told
-                train = train_epoch(model, schedule, task.train(rng), clip, progress)
-                train_loss = train.loss  # read before the clock: a GPU has finished then
-                seconds = time.perf_counter() - started
-                validation = evaluate(model, task.validation)
-            if not math.isfinite(train_loss + validation.loss):
-                raise FloatingPointError("the loss is not finite")
-            line = {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "validation_loss": validation.loss,
-                "validation_perplexity": perplexity(validation.loss),
-                "seconds": seconds,
-                "chars_per_second": train.targets / seconds,
-            }
-            if pads_count:
-                line["report_cross_entropy"] = validation.loss_with_pads
-                line["report_perplexity"] = 2**validation.loss_with_pads
-            watched = validation.loss_with_pads if pads_count else validation.loss
-            waited = 0 if watched < best else waited + 1
-            if watched < best:
-                best, best_weights = watched, model.state_dict()
-            yield line, waited == 0
-            if waited >= patience:
-                break
+        while len(standing.lines) < epochs and standing.waited < patience:
+            line = _epoch(model, schedule, task, clip, pads_count, quiet, standing, after_step)
+            standing.lines.append(line)
+            if standing.waited == 0:
+                standing.best_weights = model.state_dict()
+            yield line, standing.waited == 0
     except FloatingPointError as error:
-        steps = schedule.optimizer.steps
-        raise Diverged(f"training diverged after {steps} steps: {error}; try a smaller learning rate") from error
+        what = f"training diverged after {schedule.optimizer.steps} steps: {_culprit(model) or error}"
+        raise Diverged(f"{what}; try a smaller learning rate") from error
     finally:
-        model.load_state_dict(best_weights)
+        model.load_state_dict(standing.best_weights)
+
+
+def _epoch(
+    model: PoemModel,
+    schedule: Schedule,
+    task: Task,
+    clip: float | None,
+    pads_count: bool,
+    quiet: bool,
+    standing: Standing,
+    after_step: Callable[[], None] | None,
+) -> dict[str, float]:
+    """What is left of the epoch under way; its metrics. `standing` is then before the next one."""
+    clock = time.perf_counter()
+
+    def between() -> None:
+        nonlocal clock
+        standing.seconds += time.perf_counter() - clock
+        if after_step is not None:
+            after_step()  # which may save, and is not training
+        clock = time.perf_counter()
+
+    rng, train = copy.deepcopy(standing.rng), standing.mean
+    batches = islice(task.train(rng), train.batches, None)
+    epoch = len(standing.lines) + 1
+    progress = Progress(
+        total=task.steps, initial=train.batches, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet
+    )
+    with progress, np.errstate(over="ignore", invalid="ignore"):  # infinities are looked for and told
+        train_epoch(model, schedule, batches, clip, progress, train, between)
+        train_loss = train.loss  # read before the clock: a GPU has finished then
+        seconds = standing.seconds + time.perf_counter() - clock
+        validation = evaluate(model, task.validation)
+    if not math.isfinite(train_loss + validation.loss):
+        raise FloatingPointError("the loss is not finite")
+    even = math.log(len(task.vocabulary))
+    if train_loss > HOPELESS * even:
+        raise FloatingPointError(f"the loss is {train_loss:.3g} nats/char, and guessing evenly has {even:.3g}")
+    standing.rng, standing.mean, standing.seconds = rng, Mean(), 0.0
+    line = {
+        "epoch": epoch,
+        "train_loss": train_loss,
+        "validation_loss": validation.loss,
+        "validation_perplexity": perplexity(validation.loss),
+        "seconds": seconds,
+        "chars_per_second": train.targets / seconds,
+    }
+    if pads_count:
+        line["report_cross_entropy"] = validation.loss_with_pads
+        line["report_perplexity"] = 2**validation.loss_with_pads
+    return line
+
+
+def _culprit(model: PoemModel) -> str:
+    """The parameter nearest to the loss whose gradient is not finite, where the trouble came from if it had a place."""
+    for name, parameter in reversed(model.named_parameters()):
+        if not np.isfinite(minidl.to_host(parameter.grad)).all():
+            return f"the gradient of {name} is not finite"
+    return ""
 
 
 def held_out_figures(model: PoemModel, task: Task) -> dict[str, float]:

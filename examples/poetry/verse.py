@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from free_verse import FreeVerse
-from model import PoemModel
+from model import PoemModel, State
 from vocabulary import BEGIN, END, Vocabulary
 
 import minidl
 from minidl.backend import Rng
-from minidl.layers.lstm import State
 
 STARTS = "日紅山夜湖海月"  # the report's seven
 MAX_LENGTH = 49  # characters of a poem, as in the report

@@ -10,6 +10,7 @@ import numpy as np
 from figures import BLUE, GREY, ORANGE, chinese_font
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from whole_files import save_figure
 
 SETS = {"written": (BLUE, "written by the rules"), "free": (ORANGE, "free samples"), "Tang": (GREY, "Tang poems")}
 LATIN = {"五絕": "5 x 4", "七絕": "7 x 4", "五律": "5 x 8", "七律": "7 x 8"}
@@ -45,7 +46,7 @@ def draw_verse(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         if name in ("rhyme", "tones", "kept"):
             axes.set_ylim(0, 1.02)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def _value(rows: Sequence[Mapping[str, Any]], form: str, what: str, name: str) -> float:

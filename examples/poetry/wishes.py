@@ -114,12 +114,12 @@ def line_index(model: Path, facts: dict[str, Any]) -> LineIndex:
     longest = facts.get("max_length")
     cli.note(f"--no-copy reads the corpus once, for {path}")
     try:
-        if arguments.get("text", "None") != "None":
+        if arguments.get("text") is not None:
             found = corpus.read_text(Path(arguments["text"]))
         else:
-            folder = arguments.get("corpus", "None")
+            folder = arguments.get("corpus")
             files = arguments.get("files", 8)
-            found = corpus.load(None if folder == "None" else Path(folder), files, max_length=longest)
+            found = corpus.load(None if folder is None else Path(folder), files, max_length=longest)
     except corpus.CorpusError as error:
         raise cli.UsageError(f"--no-copy needs the lines that the model was trained on: {error}") from None
     index = LineIndex.build(found.poems)

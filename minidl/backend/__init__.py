@@ -72,17 +72,23 @@ def to_backend(values: Array, name: str) -> Array:
     """`values` as an array of the library called `name`; one upload or download where it has to move."""
     if name == "numpy":
         return to_host(values)
-    return get(name).asarray(values)
+    return get(name).asarray(values if is_device(values) else to_host(values))
 
 
 def to_host(array: Array) -> np.ndarray:
-    """`array` as a NumPy array.
+    """`array` as a NumPy array; TypeError for what is not made of numbers.
 
     From a GPU this waits for the device, so it is also where an error that was found there is raised:
     FloatingPointError if an optimizer met a gradient that was not finite (see `optimizers`).
     """
     if not is_device(array):
-        return np.asarray(array)
+        try:
+            host = np.asarray(array)
+        except ValueError:  # a list of lists of other lengths
+            host = np.asarray(None)
+        if host.dtype.kind not in "biufc":
+            raise TypeError(f"expected an array of numbers, got {type(array).__name__} of {host.dtype}")
+        return host
     host = array.get()
     for watcher in list(_watchers):
         watcher.raise_found()

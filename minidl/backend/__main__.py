@@ -5,6 +5,7 @@ Exit code 0 if CuPy works, 1 with one line that says why not. NumPy always does.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -24,7 +25,7 @@ def main() -> int:
     try:
         report_cupy()
     except BackendError as error:
-        sys.stdout.flush()  # the lines stay in their order where both streams go to one place
+        print(end="", flush=True)  # the lines stay in their order where both streams go to one place
         print(f"minidl.backend: error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -70,5 +71,26 @@ def check(cupy: Any) -> None:
             raise BackendError(f"backend 'cupy' gives wrong results for a first {what}: {device.reinstall()}")
 
 
+def program() -> int:
+    """`main` from the command line: its exit code, 2 for what it cannot do; a reader that went away is no error."""
+    try:
+        if sys.argv[1:] in (["-h"], ["--help"]):
+            print(__doc__, end="", flush=True)
+            return 0
+        if sys.argv[1:]:
+            print(f"minidl.backend: error: takes no arguments, got {sys.argv[1]!r}", file=sys.stderr)
+            return 2
+        code = main()
+        print(end="", flush=True)
+        return code
+    except BrokenPipeError:
+        code = 0
+    except OSError as error:
+        print(f"minidl.backend: error: {error}", file=sys.stderr)
+        code = 2
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at exit
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -147,6 +147,7 @@ def forward(
 
 def backward(lstm: Any, dy: Array, cache: Any, dstate: State | None) -> tuple[Array, State]:
     """LSTM.backward."""
+    checks.cache(cache, DeviceLSTMCache)
     sizes, sequences, x, gates, h_before, c_before = cache
     weight_hh, H = lstm.weight_hh.data, lstm.hidden_size
     checks.matrix("dy", dy, H, like=weight_hh, rows=len(x))

@@ -43,22 +43,14 @@ class Dropout(Layer):
         self.seed = int(generator(rng).integers(2**63))
 
     def forward(self, x: Array, step: int = 0, rows: Array | None = None) -> tuple[Array, DropoutCache]:
-        if not (isinstance(x, np.ndarray) or is_device(x)):
-            raise TypeError(f"x must be an array, got {type(x).__name__}")
-        if x.ndim != 2 or x.shape[0] == 0:
-            raise ValueError(f"x must have shape (N, D) with N at least 1, got {x.shape}")
-        checks.float_dtype(x.dtype, "x")
+        _check(x)
         step = checks.integer("step", step, 0)
         if self.p == 0.0:
             return x, DropoutCache(None)
         if is_device(rows):
             raise TypeError("rows must be on the host, got a cupy array")
         given = rows
-        rows = np.arange(x.shape[0]) if rows is None else np.asarray(rows)
-        if rows.shape != x.shape[:1] or rows.dtype.kind not in "iu":
-            raise ValueError(
-                f"rows must hold one integer for each of the {x.shape[0]} rows, got {rows.shape} {rows.dtype}"
-            )
+        rows = np.arange(x.shape[0]) if rows is None else _positions(rows, x.shape[0])
         if is_device(x):
             from ..kernels import dropout as device
 
@@ -78,10 +70,12 @@ class Dropout(Layer):
         return y, DropoutCache(scale)
 
     def __call__(self, x: Array) -> Array:
+        _check(x)
         return x
 
     def backward(self, dy: Array, cache: DropoutCache) -> Array:
         """dL/dx = dy * m / (1 - p)."""
+        checks.cache(cache, DropoutCache)
         if cache.scale is None:
             return dy
         checks.matrix("dy", dy, cache.scale.shape[1], like=cache.scale, rows=len(cache.scale))
@@ -89,6 +83,27 @@ class Dropout(Layer):
         parts = threads.split(len(dy), threads.worth(dy.size, LEAST, dy))
         threads.run([partial(xp.multiply, dy[part], cache.scale[part], out=dx[part]) for part in parts])
         return dx
+
+
+def _check(x: Array) -> None:
+    checks.array("x", x)
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"x must have shape (N, D) with N at least 1, got {x.shape}")
+    checks.float_dtype(x.dtype, "x")
+
+
+def _positions(rows: Array, length: int) -> np.ndarray:
+    try:
+        positions = np.asarray(rows)
+    except ValueError:  # a list of lists of other lengths
+        positions = np.asarray(None)
+    if positions.shape != (length,) or positions.dtype.kind not in "iu":
+        raise ValueError(
+            f"rows must hold one integer for each of the {length} rows, got {positions.shape} {positions.dtype}"
+        )
+    if positions.min() < 0:
+        raise ValueError(f"rows must be at least 0, got {positions.min()}")
+    return positions
 
 
 def _keys(seed: int, step: int, rows: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:

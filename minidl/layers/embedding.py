@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ class Embedding(Layer):
     ) -> None:
         self.num_embeddings = checks.size("num_embeddings", num_embeddings)
         self.embedding_dim = checks.size("embedding_dim", embedding_dim)
-        values = initializers.normal((self.num_embeddings, self.embedding_dim), rng=rng)
+        values = partial(initializers.normal, (self.num_embeddings, self.embedding_dim), rng=rng)
         self.weight = create("Embedding.weight", values, dtype, backend)
 
     def forward(self, ids: Array, order: RowsById | None = None) -> tuple[Array, EmbeddingCache]:
@@ -67,6 +68,7 @@ class Embedding(Layer):
 
     def backward(self, dy: Array, cache: EmbeddingCache) -> None:
         """dL/dweight[v] = the sum of dy[n] over all n with ids[n] = v. Ids have no gradient: returns None."""
+        checks.cache(cache, EmbeddingCache)
         checks.matrix("dy", dy, self.embedding_dim, like=self.weight.data, rows=len(cache.ids))
         if backend.is_device(self.weight.grad):
             from ..kernels import embedding as device

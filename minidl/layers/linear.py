@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 from .. import checks, initializers
@@ -37,11 +38,12 @@ class Linear(Layer):
         self.in_features = checks.size("in_features", in_features)
         self.out_features = checks.size("out_features", out_features)
         rng, bound = generator(rng), 1 / math.sqrt(self.in_features)
-        values = initializers.uniform((self.out_features, self.in_features), bound, rng)
-        self.weight = create("Linear.weight", values, dtype, backend)
+        weight = partial(initializers.uniform, (self.out_features, self.in_features), bound, rng)
+        self.weight = create("Linear.weight", weight, dtype, backend)
         self.bias = None
         if bias:
-            self.bias = create("Linear.bias", initializers.uniform((self.out_features,), bound, rng), dtype, backend)
+            draw = partial(initializers.uniform, (self.out_features,), bound, rng)
+            self.bias = create("Linear.bias", draw, dtype, backend)
 
     def forward(self, x: Array) -> tuple[Array, LinearCache]:
         checks.matrix("x", x, self.in_features, like=self.weight.data)
@@ -52,6 +54,8 @@ class Linear(Layer):
 
     def backward(self, dy: Array, cache: LinearCache) -> Array:
         """dL/dx = dy W;  dL/dW = dy^T x;  dL/db = the sum of dy over its rows."""
+        checks.cache(cache, LinearCache)
+        checks.matrix("cache.x", cache.x, self.in_features, like=self.weight.data)
         checks.matrix("dy", dy, self.out_features, like=self.weight.data, rows=len(cache.x))
         self.weight.grad += dy.T @ cache.x
         if self.bias is not None:

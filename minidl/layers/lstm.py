@@ -86,11 +86,11 @@ class LSTM(Layer):
         self.input_size = checks.size("input_size", input_size)
         self.hidden_size = checks.size("hidden_size", hidden_size)
         rng, wide = generator(rng), 4 * self.hidden_size
-        weight_ih = initializers.xavier_uniform((wide, self.input_size), rng)
-        weight_hh = initializers.xavier_uniform((wide, self.hidden_size), rng)
+        weight_ih = partial(initializers.xavier_uniform, (wide, self.input_size), rng)
+        weight_hh = partial(initializers.xavier_uniform, (wide, self.hidden_size), rng)
         self.weight_ih = create("LSTM.weight_ih", weight_ih, dtype, backend)
         self.weight_hh = create("LSTM.weight_hh", weight_hh, dtype, backend)
-        self.bias = create("LSTM.bias", initializers.zeros((wide,)), dtype, backend)
+        self.bias = create("LSTM.bias", partial(initializers.zeros, (wide,)), dtype, backend)
 
     def forward(
         self, x: Array, batch_sizes: Sequence[int] | np.ndarray, state: State | None = None
@@ -119,7 +119,10 @@ class LSTM(Layer):
             from ..kernels import lstm as device
 
             return device.backward(self, dy, cache, dstate)
+        checks.cache(cache, LSTMCache)
         x, H = cache.x, self.hidden_size
+        checks.matrix("cache.x", x, self.input_size, like=self.weight_ih.data)
+        checks.matrix("cache.y", cache.y, H, like=self.weight_ih.data)
         checks.matrix("dy", dy, H, like=self.weight_ih.data, rows=len(x))
         dh, dc = (part.copy() for part in self._state("dstate", dstate, len(cache.h0), exact=True))  # (B, H)
         dx = empty(x.shape, x)

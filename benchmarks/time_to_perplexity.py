@@ -1,0 +1,104 @@
+"""How long until the report's model is matched, on its own poems?
+
+    python benchmarks/time_to_perplexity.py
+
+`torch` is the report's recipe in PyTorch, to its end: rows of 50 filled up with pads, which count in the loss; batches
+of 256 in the corpus's order; Adam at 0.005; until the test part's cross-entropy rises. Its seconds are those until its
+best epoch was over. `minidl` trains on the same poems without pads, with the recipe below, until the cross-entropy of
+the same test part's real targets is at most --bar: 5.137 nats (perplexity 170), what the report's model reached when it
+was repeated. Both test after every epoch, and that counts. Every turn is a whole run in a new process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import harness
+import numpy as np
+import poems
+from processes import BenchmarkError, Ready, Side
+from results import Question, footer, layout
+
+BAR = 5.137  # nats per real target: characters 2 to n and the end
+RECIPE = {"epochs": 6, "batch_size": 32, "dropout": 0.2, "lr": 0.005, "size": 256}
+
+
+def main() -> None:
+    parser = harness.parser(__doc__, rounds=2)
+    poems.add_options(parser)
+    parser.add_argument("--bar", type=float, default=BAR, help=f"nats that minidl has to reach (default: {BAR})")
+    args = parser.parse_args()
+    question = Question("seconds", "seconds to the bar", more_is_better=False, peers=("torch",))
+    sides = {"minidl": Side(build_minidl), "torch": Side(build_torch)}
+    harness.run(sides, question, args, fresh=True, table=table)
+
+
+def table(question: Question, result: Mapping[str, Any]) -> str:
+    """With the loss, for a side is only done when it has that."""
+    rows = [("", question.unit, "quartiles", "epochs", "nats", "perplexity")]
+    for side, figures in result["figures"].items():
+        low, high = result["spread"][side]
+        loss = figures["loss"]
+        cells = f"{figures['seconds']:.1f}", f"{low:.1f} to {high:.1f}", f"{figures['epochs']:.0f}"
+        rows.append((side, *cells, f"{loss:.3f}", f"{np.exp(loss):.1f}"))
+    return "\n".join([*layout(rows), *footer(question, result)])
+
+
+def build_minidl(args: argparse.Namespace) -> Ready:
+    found = poems.report_poems(args.corpus)
+    import protocol
+    from model import PoemModel
+    from training import Progress, evaluate, train_epoch
+
+    import minidl
+
+    harness.hold(minidl, args)
+    task = protocol.rows_task(found, RECIPE["batch_size"])
+
+    def turn() -> dict[str, float]:
+        started, rng, size = time.perf_counter(), np.random.default_rng(0), RECIPE["size"]
+        model = PoemModel(len(task.vocabulary), size, size, RECIPE["dropout"], tied=True, rng=rng)
+        optimizer = minidl.Adam(model.parameters())
+        schedule = minidl.OneCycle(optimizer, RECIPE["lr"], RECIPE["epochs"] * task.steps)
+        for epoch in range(RECIPE["epochs"]):
+            train_epoch(model, schedule, task.train(rng), 1.0, Progress(disable=True))
+            loss = evaluate(model, task.validation).loss
+            if loss <= args.bar:
+                return {"seconds": time.perf_counter() - started, "epochs": epoch + 1, "loss": loss}
+        raise BenchmarkError(f"minidl has {loss:.3f} nats after all {RECIPE['epochs']} epochs, not {args.bar:g}")
+
+    return Ready(turn)
+
+
+def build_torch(args: argparse.Namespace) -> Ready:
+    found = poems.report_poems(args.corpus)
+    import protocol
+    import torch
+    from side_torch_report import ReportModel, rows_of
+
+    harness.hold(torch, args)
+    task, rng = protocol.report_task(found), np.random.default_rng(0)  # which shuffles nothing
+    torch.manual_seed(0)
+
+    def turn() -> dict[str, float]:
+        started = time.perf_counter()
+        model = ReportModel(len(task.vocabulary))
+        train, test = ([rows_of(batch) for batch in part] for part in (task.train(rng), task.validation))
+        best, lowest = {"seconds": 0.0, "epochs": 0, "loss": np.inf}, np.inf
+        for epoch in range(protocol.EPOCHS):
+            model.train_epoch(train)
+            with_pads, loss = model.losses(test)
+            if with_pads > lowest:
+                break
+            lowest = with_pads
+            best = {"seconds": time.perf_counter() - started, "epochs": epoch + 1, "loss": loss}
+        return best
+
+    return Ready(turn)
+
+
+if __name__ == "__main__":
+    harness.main(main)

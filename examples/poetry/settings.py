@@ -1,0 +1,168 @@
+"""What may be typed after train.py: its options, the recipes that set many of them, and what goes with what."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import cli
+import protocol
+import resuming
+from verse import MAX_LENGTH
+
+LEARNING_RATES = {"adam": 0.005, "adagrad": 0.03, "adadelta": 1.0, "sgd": 1.0}
+DEFAULTS = {
+    "backend": "numpy",
+    "optimizer": "adam",
+    "seed": 0,
+    "files": 8,
+    "max_length": MAX_LENGTH,
+    "max_vocabulary": None,
+    "min_count": 2,
+    "schedule": "constant",
+    "epochs": 40,
+    "patience": 3,
+    "batch_size": 256,
+    "hidden_size": 256,
+    "embedding_size": 128,
+    "layers": 1,
+    "dropout": 0.3,
+    "tied": False,
+    "clip": 1.0,
+}
+BEST = {
+    "files": 58,
+    "max_length": 64,  # a regulated poem of eight seven-character lines
+    "min_count": 10,
+    "lr": 0.004,
+    "schedule": "one-cycle",
+    "epochs": 16,
+    "patience": 16,  # the schedule has to come to its end
+    "batch_size": 128,
+    "embedding_size": 256,
+    "dropout": 0.35,
+    "tied": True,
+}
+LARGE = {"lr": 0.002, "epochs": 6, "patience": 6, "dropout": 0.35}
+LARGE |= {"embedding_size": 512, "hidden_size": 512, "layers": 2}
+RECIPES: dict[str, dict[str, Any]] = {  # what they change of it
+    "default": {},
+    "best": BEST,
+    "large": {**BEST, **LARGE},
+}
+NOT_SETTINGS = ("out", "resume", "checkpoint_every", "typed", "checkpoint")
+MAY_CHANGE = ("backend", "corpus", "text")  # of the settings of a run that goes on; its poems must be the same
+
+
+def parse_arguments() -> Namespace:
+    parser = cli.Parser("Train an LSTM on the Tang poems; writes metrics, curves, poems and the best model to --out.")
+
+    def add(name: str, help: str, **how: Any) -> None:  # no default yet: whatever is not None was typed
+        default = DEFAULTS.get(name[2:].replace("-", "_"))
+        parser.add_argument(name, help=help if default in (None, False) else f"{help} (default: {default})", **how)
+
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
+    share = cli.real(lambda p: 0 <= p < 1, "from 0 to below 1")
+    add("--backend", "numpy: the processor; cupy: an NVIDIA GPU", choices=["numpy", "cupy"])
+    add("--corpus", "a folder with poet.tang.N.json files; without it they are fetched", type=Path, metavar="DIR")
+    add("--files", "how many of the 58 Tang files, from the first", type=cli.whole(1, 58))
+    add("--text", "train on this UTF-8 text instead, one poem or passage a line", type=Path, metavar="FILE")
+    add("--max-length", "leave out poems of more characters", type=cli.whole(1))
+    add("--max-vocabulary", "know only the N most frequent characters", type=cli.whole(1), metavar="N")
+    add("--min-count", "know only characters seen so often", type=cli.whole(1))
+    recipes = "best replaces the defaults below by those with the lowest perplexity; large makes a larger model so"
+    add("--recipe", recipes, choices=list(RECIPES))
+    protocols = "report: its experiment, whose settings replace the defaults below; report-rows: its poems, targets "
+    protocols += "and test part, without pads, for any settings"
+    add("--protocol", protocols, choices=list(protocol.PROTOCOLS))
+    add("--optimizer", "the update rule", choices=list(LEARNING_RATES))
+    add("--lr", f"learning rate (default: {rates})", type=cli.positive)
+    add("--schedule", "one-cycle rises to --lr and falls over all epochs", choices=["constant", "one-cycle"])
+    add("--epochs", "at most this many passes over the training part", type=cli.whole(1))
+    add("--patience", "stop after so many epochs in a row without a better one", type=cli.whole(1))
+    add("--batch-size", "poems per step", type=cli.whole(1))
+    add("--hidden-size", "units of the LSTM", type=cli.whole(1, 65536))
+    add("--embedding-size", "size of a character's vector", type=cli.whole(1, 65536))
+    add("--layers", "LSTMs, each over the one below", type=cli.whole(1, 64))
+    add("--tied", "the embedding is the projection's weight too", action=argparse.BooleanOptionalAction)
+    add("--dropout", "share of units that a training step leaves out", type=share)
+    add("--clip", "largest norm of the gradient", type=cli.positive)
+    add("--out", "a new folder for the results (default: runs/1, runs/2, ...)", type=Path, metavar="DIR")
+    add("--seed", "the seed of all random numbers", type=cli.whole(0))
+    add("--resume", "go on with the run in --out, or else with that under runs/ saved last", action="store_true")
+    add("--checkpoint-every", "save so often, not only after each epoch", type=cli.whole(1), metavar="STEPS")
+    args = parser.parse_args()
+    args.out = args.out or (cli.newest_run() if args.resume else cli.next_run())
+    args.checkpoint = resuming.read(args.out) if args.resume else None
+    if args.checkpoint is not None:  # its run's arguments come first, so that those typed now count
+        parser.parse_args([*args.checkpoint.facts["typed"], *sys.argv[1:]], args)
+    for name in ("corpus", "files", "max_length"):
+        if args.text and getattr(args, name) is not None:
+            parser.error(f"--text and --{name.replace('_', '-')} exclude each other")
+    args.typed = typed(args)
+    settle(parser, args)
+    if args.checkpoint is not None:
+        check_the_same(parser, args, args.checkpoint.facts["arguments"])
+    return args
+
+
+def typed(args: Namespace) -> list[str]:
+    """What was typed of a run's settings, as it can be typed again."""
+    words = []
+    for name, value in as_json(args).items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
+            words.append(f"--{option}={value}")
+    return words
+
+
+def check_the_same(parser: cli.Parser, args: Namespace, before: dict[str, Any]) -> None:
+    """An error if the settings are not those of the run that is to go on."""
+    now = as_json(args)
+    for name in now:
+        if name not in MAY_CHANGE and now[name] != before.get(name):
+            option = f"--{name.replace('_', '-')} {now[name]}"
+            parser.error(f"{option} does not go with --resume: the run in {args.out} has {before.get(name)}")
+
+
+def settle(parser: cli.Parser, args: Namespace) -> None:
+    """Fill in what was not given; the report's protocol fixes most of it, and contradicting it is an error."""
+    as_it_was = args.protocol == "report"
+    settings: dict[str, Any] = protocol.PROTOCOLS.get(args.protocol, {})
+    if args.protocol and args.text:
+        parser.error(f"--text does not go with --protocol {args.protocol}")
+    if as_it_was and args.recipe:
+        parser.error("--recipe does not go with --protocol report")
+    if as_it_was and args.optimizer not in (None, *protocol.LEARNING_RATES):
+        parser.error(f"--protocol report knows the optimizers {', '.join(protocol.LEARNING_RATES)}")
+    if as_it_was and args.epochs is None:
+        args.epochs = protocol.EPOCHS
+    recipe = RECIPES[args.recipe or "default"]
+    for name, default in {**DEFAULTS, **recipe}.items():
+        fixed = settings.get(name, default)
+        if getattr(args, name) is None:
+            setattr(args, name, fixed)
+        elif name in settings:
+            parser.error(f"--{name.replace('_', '-')} does not go with --protocol {args.protocol}, which fixes it")
+    args.lr = args.lr or (protocol.LEARNING_RATES if as_it_was else LEARNING_RATES)[args.optimizer]
+    if args.tied and args.embedding_size != args.hidden_size:
+        parser.error(
+            f"--tied needs --embedding-size {args.hidden_size}, as --hidden-size is; got {args.embedding_size}"
+        )
+
+
+def as_json(args: Namespace) -> dict[str, int | float | str | None]:
+    """The run's settings for its files; a path may hold bytes that are not UTF-8, JSON may not."""
+    return {
+        name: value
+        if value is None or isinstance(value, (int, float))
+        else os.fsencode(str(value)).decode("utf-8", "replace")
+        for name, value in vars(args).items()
+        if name not in NOT_SETTINGS
+    }

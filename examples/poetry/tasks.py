@@ -1,0 +1,81 @@
+"""What there is to learn: poems as ids, as batches of packed rows, and in three parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from model import Batch
+from vocabulary import BEGIN, END, Vocabulary
+
+import minidl
+
+
+class Task(NamedTuple):
+    """What there is to learn: a vocabulary, and the batches of each part of the corpus."""
+
+    vocabulary: Vocabulary
+    train: Callable[[np.random.Generator], Iterable[Batch]]  # one epoch's batches
+    steps: int  # batches per epoch
+    validation: Sequence[Batch]
+    test: Sequence[Batch]
+    max_length: int  # characters of the longest poem
+
+
+class Joined(Collection[str]):
+    """Poems end to end in one string, which is smaller than a list of them and leaves no holes once dropped."""
+
+    def __init__(self, poems: Iterable[str]) -> None:
+        poems = list(poems)
+        self.text = "".join(poems)
+        self.bounds = np.cumsum([0, *map(len, poems)])
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.text[start:end] for start, end in pairwise(self.bounds))
+
+    def __contains__(self, poem: object) -> bool:
+        return any(poem == mine for mine in self)
+
+
+class Rows:
+    """Encoded poems in one flat array of small ints, each as begin, c1 ... cn, end."""
+
+    def __init__(self, poems: Collection[str], vocabulary: Vocabulary) -> None:
+        begin, end = vocabulary.ids[BEGIN], vocabulary.ids[END]
+        self.lengths = np.array([len(poem) + 1 for poem in poems])  # targets: the characters and the end
+        self.starts = np.cumsum(self.lengths + 1) - (self.lengths + 1)
+        self.ids = np.empty(int(self.lengths.sum()) + len(poems), np.min_scalar_type(len(vocabulary) - 1))
+        for poem, start in zip(poems, self.starts, strict=True):
+            self.ids[start : start + len(poem) + 2] = [begin, *vocabulary.encode(poem), end]
+
+    def batch(self, picked: np.ndarray) -> Batch:
+        """The poems `picked`, packed: input begin, c1 ... cn and target c1 ... cn, end."""
+        picked = picked[np.argsort(-self.lengths[picked], kind="stable")]
+        times = np.arange(self.lengths[picked[0]])[:, None]
+        alive = times < self.lengths[picked]  # (T, poems)
+        places = (self.starts[picked] + times)[alive]  # time-major, as minidl.pack has them
+        inputs, targets = (self.ids[part].astype(np.int32) for part in (places, places + 1))
+        return Batch(inputs, targets, alive.sum(axis=1).tolist())
+
+    def batches(self, batch_size: int, rng: np.random.Generator | int) -> Iterator[Batch]:
+        """All poems once, in shuffled batches of like lengths."""
+        return (self.batch(picked) for picked in minidl.bucketed_batches(self.lengths, batch_size, rng))
+
+
+def packed_task(parts: Sequence[Collection[str]], vocabulary: Vocabulary, batch_size: int) -> Task:
+    """A Task of (train, validation, test) poems, without a pad anywhere."""
+    train, validation, test = rows = [Rows(part, vocabulary) for part in parts]
+    return Task(
+        vocabulary=vocabulary,
+        train=lambda rng: train.batches(batch_size, rng),
+        steps=math.ceil(len(train.lengths) / batch_size),
+        validation=list(validation.batches(batch_size, 0)),
+        test=[test.batch(np.array([poem])) for poem in range(len(test.lengths))],  # one by one: for the error
+        max_length=max(int(part.lengths.max()) for part in rows) - 1,
+    )

@@ -1,0 +1,42 @@
+"""Files that are written whole or not at all: what was there stays until its successor is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # slow to import
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path` at one stroke; if the disk refuses or Ctrl-C comes, nothing has changed."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # beside it: a file cannot be renamed onto another disk
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems tell only here that they are full
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # tell of the file that was asked for
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """In UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def save_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """As PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    write_bytes(path, content.getvalue())
