@@ -47,6 +47,7 @@ from .backend import Array
 
 FORMAT = 2
 DTYPES = {np.dtype(code) for code in "?bBhHiIlLqQefd"}  # those that safetensors has, of the machine's byte order
+MOST = 100_000_000  # bytes that safetensors allows a header
 STALE = 3600.0  # seconds after which an unfinished file is taken for one whose writer was killed
 
 
@@ -92,7 +93,10 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
     digest = _digest(arrays, [versions, text])
     entry = {"format": FORMAT, "versions": versions, "sha256": digest, "metadata": text}
     try:
-        _replace(path, to_bytes(arrays, {"minidl": json.dumps(entry, ensure_ascii=False)}))
+        content = to_bytes(arrays, {"minidl": json.dumps(entry, ensure_ascii=False)})
+        if int.from_bytes(content[:8], "little") > MOST:  # safetensors 0.5 writes it, but does not read it
+            raise SafetensorError("header too large")
+        _replace(path, content)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be written ({_reason(error)})") from error
     except SafetensorError as error:
