@@ -14,9 +14,9 @@ What `save` promises
     power cut after it returned the new file is there, as far as the disk keeps what it was told to flush
     NaN or infinity anywhere    CheckpointError, before anything is written
 
-What `load` promises, whatever bytes the file holds: no code in it is run, and memory stays within twice its size, or
-up to thirty times where a header of tiny tensors or JSON values takes most of it. CheckpointError, one line that names
-the file and the fault, for
+What `load` promises, whatever bytes the file holds: no code in it is run, and memory stays within about twice its
+size, or thirty times where a header of tiny tensors or JSON values takes most of it. CheckpointError, one line
+that names the file and the fault, for
     cut short, grown, bits flipped, tensors exchanged, added or taken away, a dtype or shape that was changed
     a header that is no JSON, or that promises more than the file holds
     another program's file, a later format
@@ -47,6 +47,7 @@ from .backend import Array
 
 FORMAT = 2
 DTYPES = {np.dtype(code) for code in "?bBhHiIlLqQefd"}  # those that safetensors has, of the machine's byte order
+MOST = 100_000_000  # bytes that safetensors allows a header
 STALE = 3600.0  # seconds after which an unfinished file is taken for one whose writer was killed
 
 
@@ -92,7 +93,10 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
     digest = _digest(arrays, [versions, text])
     entry = {"format": FORMAT, "versions": versions, "sha256": digest, "metadata": text}
     try:
-        _replace(path, to_bytes(arrays, {"minidl": json.dumps(entry, ensure_ascii=False)}))
+        content = to_bytes(arrays, {"minidl": json.dumps(entry, ensure_ascii=False)})
+        if int.from_bytes(content[:8], "little") > MOST:  # safetensors 0.5 writes it, but does not read it
+            raise SafetensorError("header too large")
+        _replace(path, content)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be written ({_reason(error)})") from error
     except SafetensorError as error:

@@ -59,6 +59,15 @@ def float_dtype(dtype: object, name: str = "dtype") -> np.dtype:
     return result
 
 
+def fits(name: str, value: np.ndarray, dtype: np.dtype) -> None:
+    """No finite value of `value` becomes infinite as `dtype`."""
+    if value.dtype.itemsize > dtype.itemsize:
+        with np.errstate(over="ignore"):
+            beyond = np.isinf(value.astype(dtype)) & np.isfinite(value)
+        if beyond.any():
+            raise ValueError(f"{name} must fit into {dtype}, got {value[beyond][0]:g}")
+
+
 def array(name: str, value: Array) -> None:
     """`value` is an array, and no list or scalar."""
     if not (isinstance(value, np.ndarray) or backend.is_device(value)):

@@ -57,9 +57,11 @@ class Layer:
         return {name: np.array(backend.to_host(p.data)) for name, p in self.named_parameters()}
 
     def load_state_dict(self, tensors: Mapping[str, Array]) -> None:
-        """Set all weights from `tensors`; ValueError, and nothing changed, if names, shapes or kinds differ."""
+        """Set all weights from `tensors`; ValueError, and nothing changed, if names, shapes, kinds or ranges differ."""
         named = dict(self.named_parameters())
         host = checks.state_dict(self, tensors, {name: parameter.data.shape for name, parameter in named.items()})
+        for name, parameter in named.items():
+            checks.fits(name, host[name], parameter.data.dtype)
         for name, parameter in named.items():
             values = host[name].astype(parameter.data.dtype)
             parameter.data[...] = backend.of(parameter.data).asarray(values)

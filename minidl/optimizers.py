@@ -122,6 +122,8 @@ class Optimizer:
         """Go on from what `state_dict` gave; ValueError, and nothing changed, if it is not of this optimizer."""
         shapes = {f"{name}.{i}": p.data.shape for name in self.state for i, p in enumerate(self.params)}
         host = checks.state_dict(self, tensors, {**shapes, "steps": (), "lr": ()}, integers=["steps"])
+        for name in shapes:
+            checks.fits(name, host[name], self.params[0].data.dtype)
         steps, lr = checks.integer("steps", int(host["steps"]), 0), checks.number("lr", float(host["lr"]), 0.0)
         for name, flat in self.state.items():
             for index, (parameter, offset) in enumerate(self._places()):

@@ -272,3 +272,15 @@ def test_metadata_beyond_what_the_format_takes_is_refused(tmp_path: Path) -> Non
     with pytest.raises(minidl.CheckpointError, match="the format refuses it"):  # a backslash is eight in the header
         minidl.save(tmp_path / "a", {}, {"long": "\\" * 13_000_000})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_header_that_the_library_would_write_but_not_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minidl.checkpoint, "MOST", 1000)  # the library's own 100 MB take 5 s to fill
+    path = tmp_path / "c"
+    minidl.save(path, {"a": np.zeros(2)}, {"facts": "x" * 400})
+    before = path.read_bytes()
+    with pytest.raises(minidl.CheckpointError, match="header too large"):
+        minidl.save(path, {"a": np.zeros(2)}, {"facts": "x" * 1000})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

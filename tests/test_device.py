@@ -304,6 +304,42 @@ def test_a_resume_continues_on_the_device_bit_for_bit() -> None:
     assert second_optimizer.steps == 4
 
 
+@pytest.mark.parametrize(("made_on", "loaded_on"), [("numpy", "cupy"), ("cupy", "numpy"), ("cupy", "cupy")])
+@every_optimizer
+def test_a_checkpoint_of_either_side_is_loaded_on_the_other_bit_for_bit(
+    make: Any, made_on: str, loaded_on: str, tmp_path: Any
+) -> None:
+    model = Model(made_on, "float32")
+    optimizer = make(model.parameters())
+    train(model, optimizer, 2, made_on)
+    saved = [model.state_dict(), optimizer.state_dict()]
+    for number, tensors in enumerate(saved):
+        minidl.save(tmp_path / str(number), tensors, {})
+    again = Model(loaded_on, "float32")
+    resumed = make(again.parameters())
+    for number, part in enumerate((again, resumed)):
+        part.load_state_dict(minidl.load(tmp_path / str(number))[0])
+    for before, after in zip(saved, (again.state_dict(), resumed.state_dict()), strict=True):
+        assert before.keys() == after.keys()
+        for name, values in before.items():
+            assert values.dtype == after[name].dtype and values.tobytes() == after[name].tobytes(), name
+
+
+def test_a_file_is_the_same_to_the_byte_from_either_side(tmp_path: Any) -> None:
+    """Arrays of the device itself, one of them not contiguous, are saved as those of the host are."""
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for backend in ("numpy", "cupy"):
+        there = minidl.to_backend(array, backend)
+        minidl.save(tmp_path / backend, {"a": there, "transposed": there.T}, {"step": 1})
+    assert (tmp_path / "numpy").read_bytes() == (tmp_path / "cupy").read_bytes()
+
+
+def test_nan_on_a_device_is_not_saved(tmp_path: Any) -> None:
+    with refuses(minidl.CheckpointError, "'a'", "not finite"):
+        minidl.save(tmp_path / "c", {"a": minidl.to_backend(np.array([1.0, np.nan]), "cupy")}, {})
+    assert not any(tmp_path.iterdir())
+
+
 def test_parameters_on_a_device_are_flattened_and_checkpointed(tmp_path: Any) -> None:
     model = Model("cupy", "float32")
     minidl.flatten(model.parameters())

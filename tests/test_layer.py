@@ -121,6 +121,15 @@ def test_load_state_dict_refuses_what_does_not_fit(change: Any, error: type[Exce
         layer.load_state_dict(state)
 
 
+def test_load_state_dict_refuses_values_that_would_become_infinite() -> None:
+    layer = filled(minidl.Linear(2, 3))
+    largest = float(np.finfo(np.float32).max)
+    with refuses(ValueError, "bias", "float32", "-1e+39", keep=layer):
+        layer.load_state_dict({"weight": np.ones((3, 2)), "bias": np.array([1.0, largest, -1e39])})
+    layer.load_state_dict({"weight": np.ones((3, 2)), "bias": np.array([0.0, largest, -largest])})
+    assert np.isfinite(layer.bias.data).all()
+
+
 def test_the_base_class_has_no_forward() -> None:
     with refuses(NotImplementedError, "Layer", "forward"):
         minidl.Layer()(np.zeros(2))

@@ -207,6 +207,13 @@ def test_load_state_dict_refuses_what_does_not_fit(change: dict[str, Any], words
         optimizer.load_state_dict(state)
 
 
+def test_load_state_dict_refuses_values_that_would_become_infinite() -> None:
+    optimizer = minidl.SGD([minidl.Parameter(np.ones(2, np.float32))], lr=0.1, momentum=0.9)
+    state = optimizer.state_dict() | {"momentum_buffer.0": np.array([1.0, 1e39])}
+    with refuses(ValueError, "momentum_buffer.0", "float32", "1e+39", keep=optimizer):
+        optimizer.load_state_dict(state)
+
+
 @every_optimizer
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_parameter_larger_than_a_block_is_one_parameter(

@@ -26,7 +26,7 @@ FAULTS: dict[str, Any] = {
     "hidden_size": (10**9, -1, 0, "8", 8.0, None, [8], True, 9),
     "embedding_size": (10**9, 6.5, 7),
     "layers": (10**9, 2, 0, "1", None),
-    "dropout": (1.5, "0", None, [0.1]),
+    "dropout": (1.5, "0", None, [0.1], 10**400),
     "tied": (True,),
 }
 
@@ -52,6 +52,8 @@ def test_a_poem_model_whose_settings_are_not_its_weights_is_refused(tmp_path: Pa
         [*VOCABULARY.tokens[:-1], "甲"],
         7,
         [7] * 14,
+        [*VOCABULARY.tokens[:-1], "山水"],
+        [*VOCABULARY.tokens[:-1], ""],
         dict.fromkeys(VOCABULARY.tokens),
     ],
 )
@@ -62,6 +64,15 @@ def test_a_poem_model_with_another_vocabulary_is_refused(tmp_path: Path, tokens:
     minidl.save(path, tensors, metadata | {"tokens": tokens})
     with fails(path, "not of a poem model"):
         load_model(path)
+
+
+def test_weights_that_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
+    save_model(tmp_path / "m", small_model(), VOCABULARY)
+    tensors, metadata = minidl.load(tmp_path / "m")
+    tensors["head.bias"] = np.full(len(VOCABULARY), 1e300)
+    minidl.save(tmp_path / "m", tensors, metadata)
+    with fails(tmp_path / "m", "not of a poem model", "head.bias", "float32"):
+        load_model(tmp_path / "m")
 
 
 TOKENS = VOCABULARY.tokens

@@ -79,5 +79,11 @@ def test_a_list_that_is_no_vocabulary_is_refused(tokens: list[str]) -> None:
         Vocabulary(tokens)
 
 
+@pytest.mark.parametrize("token", ["", "山水", "<Pad>"])
+def test_a_token_that_is_no_mark_and_no_character_is_refused(token: str) -> None:
+    with pytest.raises(ValueError, match="marks and single characters, got"):
+        Vocabulary([END, UNKNOWN, "甲", token])
+
+
 def test_a_corpus_in_which_nothing_comes_twice_leaves_the_marks() -> None:
     assert Vocabulary.build(["甲乙", "丙"]).tokens == [BEGIN, END, UNKNOWN]

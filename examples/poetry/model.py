@@ -168,7 +168,7 @@ def load_model(path: str | os.PathLike[str], backend: str = "numpy") -> tuple[Po
             raise ValueError(f"it holds {found} weights, its vocabulary and settings are of {claimed}")
         model = PoemModel(len(vocabulary), **metadata["settings"], backend=backend, rng=0)
         model.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         fault = " ".join(str(error).split())[:300]
         raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a poem model ({fault})") from error
     return model, vocabulary, metadata

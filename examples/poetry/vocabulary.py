@@ -20,7 +20,11 @@ class Vocabulary:
             raise TypeError("a vocabulary holds strings")
         if len(self.ids) != len(self.tokens) or not {END, UNKNOWN} <= self.ids.keys():
             raise ValueError(f"a vocabulary holds every token once, {END} and {UNKNOWN} among them")
-        self.marks = [self.ids[mark] for mark in (BEGIN, END, UNKNOWN, PAD) if mark in self.ids]
+        marks = (BEGIN, END, UNKNOWN, PAD)
+        for token in self.tokens:
+            if len(token) != 1 and token not in marks:
+                raise ValueError(f"a vocabulary holds marks and single characters, got {token[:20]!r}")
+        self.marks = [self.ids[mark] for mark in marks if mark in self.ids]
 
     @classmethod
     def build(
