@@ -199,7 +199,7 @@ def draw(samples: Sequence[Sample], result: dict[str, Any], path: Path) -> None:
     above.set(ylabel="resident MiB", ylim=(0, 1.15 * max(sizes)), title=f"{slope:+.1f} KiB a minute in the second half")
     below.plot(times, [sample.handles for sample in samples], color=plots.COLORS["torch"], label="open handles")
     below.plot(times, [sample.threads for sample in samples], color=plots.COLORS["jax"], label="threads")
-    below.set(xlabel="minutes", ylim=(0, None))
+    below.set(xlabel="minutes", ylim=(0, 1.2 * max(max(sample[2:]) for sample in samples)))
     below.legend(frameon=False, loc="lower right")
     figure.savefig(path, format="png", dpi=120)
 
