@@ -107,7 +107,7 @@ def test_sample(
     layout: str, cut: Cut,
 ) -> None:  # fmt: skip
     """A draw in the middle of an id's share of [0, 1) gives that id, and each share is as wide as its probability."""
-    row = [value / 8 for value in logits]
+    row = [value / 16 for value in logits]  # exact in float32, too
     row[1 : 1 + forbidden] = [-math.inf] * len(row[1 : 1 + forbidden])
     shares = slow.shares(row, temperature, top_k, top_p)
     if top_p is not None:  # where a share more or less would do, either may be right
