@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     """Shows every default in --help and tells a wrong argument in one line."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=Formatter)
+        super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
@@ -194,11 +194,26 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
+def leave(code: int, message: str = "") -> NoReturn:
+    """Say `message`, if there is one, and end the program."""
+    if message:
+        with contextlib.suppress(OSError):  # there may be no room for it
+            note(message)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # nothing is left to be flushed at exit
+    sys.exit(code)
+
+
+def run(
+    main: Callable[[], int | None], *errors: type[Exception], leave: Callable[[int, str], NoReturn] = leave
+) -> NoReturn:
     """Call `main` as a program: exit code 2 and one line for a UsageError, one of `errors` or the system's.
 
     Both streams are UTF-8 on every platform. Ctrl-C exits with 130, and a reader that went away (`| head`)
-    is no error.
+    is no error. `leave` ends the program.
     """
     expected: tuple[type[Exception], ...] = (UsageError, minidl.BackendError, minidl.CheckpointError)
     expected += (OSError, MemoryError, *errors)
@@ -207,6 +222,7 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    message = ""
     try:
         try:
             code = main() or 0
@@ -214,18 +230,10 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
             code = int(ended.code or 0)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        note("interrupted")
-        code = 130
+        code, message = 130, "interrupted"
     except BrokenPipeError:
         code = 0
     except expected as error:
-        name = Path(sys.argv[0]).name
-        with contextlib.suppress(OSError):  # there may be no room for it either
-            note(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}")
-        code = 2
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # nothing is left to be flushed at exit
-    sys.exit(code)
+        what = " ".join(str(error).split()) or type(error).__name__
+        code, message = 2, f"{Path(sys.argv[0]).name}: error: {what}"
+    leave(code, message)

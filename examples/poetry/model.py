@@ -25,6 +25,8 @@ class Batch(NamedTuple):
     targets: np.ndarray  # (N,)
     batch_sizes: list[int]
     real: np.ndarray | None = None  # (N,): False where the target is a pad; None where there are no pads
+    rows: np.ndarray | None = None  # (N,): where they stand in a larger batch, if they are a part of one
+    total: int | None = None  # how many rows that one has
 
 
 class Nats(NamedTuple):
@@ -85,16 +87,16 @@ class PoemModel(minidl.Layer):
         *self.input_dropouts, self.output_dropout = [minidl.Dropout(dropout, rng=rng) for _ in sizes]
 
     def forward_backward(self, batch: Batch, step: int) -> Nats:
-        """The batch's nats; adds the gradient of their mean over all N rows to every parameter's."""
+        """The batch's nats; adds the gradient of their mean over all N rows, or `batch.total`, to every parameter's."""
         placed = self._placed(batch)
         x, embedding_cache = self.embedding.forward(placed.inputs, placed.order)  # (N, E)
         walked = []
         for dropout, lstm in zip(self.input_dropouts, self.lstms, strict=True):
-            x, mask = dropout.forward(x, step)
+            x, mask = dropout.forward(x, step, batch.rows)
             (x, _), lstm_cache = lstm.forward(x, batch.batch_sizes)  # (N, H)
             walked.append((dropout, mask, lstm, lstm_cache))
-        h, output_mask = self.output_dropout.forward(x, step)
-        nats, dh = self._head_forward_backward(h, placed)
+        h, output_mask = self.output_dropout.forward(x, step, batch.rows)
+        nats, dh = self._head_forward_backward(h, placed, batch.total or len(h))
         dx = self.output_dropout.backward(dh, output_mask)
         for dropout, mask, lstm, lstm_cache in reversed(walked):
             dx, _ = lstm.backward(dx, lstm_cache)
@@ -102,10 +104,9 @@ class PoemModel(minidl.Layer):
         self.embedding.backward(dx, embedding_cache)  # dx is (N, E) here
         return nats
 
-    def _head_forward_backward(self, h: Array, placed: Placed) -> tuple[Nats, Array]:
-        total = len(h)
+    def _head_forward_backward(self, h: Array, placed: Placed, total: int) -> tuple[Nats, Array]:
         if not placed.rows:
-            loss, dh = self.head.forward_backward(h, placed.targets[0])
+            loss, dh = self.head.forward_backward(h, placed.targets[0], total)
             return Nats(loss * total), dh
         dh, nats = minidl.backend.of(h).empty_like(h), []
         # apart, so that each has its own sum; the gradient is that of the whole

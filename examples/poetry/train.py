@@ -6,12 +6,16 @@ python examples/poetry/train.py --protocol report   the report's own experiment,
 python examples/poetry/train.py --protocol report-rows --recipe best    its poems and test part, learned better
 python examples/poetry/train.py --text FILE         your own poems or prose, one a line
 python examples/poetry/train.py --resume            go on with the run that was saved last, as if it had never stopped
+mpiexec -n 2 python examples/poetry/train.py --distributed      by two processes, which share every batch
 """
 
 from __future__ import annotations
 
 import gc
+import sys
 from argparse import Namespace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +24,11 @@ import copies
 import corpus
 import numpy as np
 import protocol
+import ranks
 import resuming
 from copies import LineIndex
 from model import PoemModel, save_model
+from ranks import Alone
 from settings import as_json, parse_arguments
 from tasks import Joined, Task, packed_task
 from training import Diverged, Standing, build_optimizer, fit, held_out_figures
@@ -45,13 +51,17 @@ class Data(NamedTuple):
 
 
 def main() -> int:
+    together = ranks.start() if "--distributed" in sys.argv[1:] else ranks.ALONE
     args = parse_arguments()
+    args = together.of_first(lambda: args)
     minidl.backend.get(args.backend)
+    if args.backend == "cupy":
+        together.choose_gpu()
     remedy = "end what else uses it" if args.protocol == "report" else "a smaller --batch-size needs less"
-    with cli.results_folder(args.out, args.resume) as out:
+    with cli.results_folder(args.out, args.resume) if together.first else nullcontext(args.out) as out:
         try:
             with cli.memory_advice(remedy, lambda: kept(out)):
-                return train(args, out)
+                return train(args, out, together)
         except Diverged as error:
             raise Diverged(f"{error}; {kept(out)}") from error
         except KeyboardInterrupt:
@@ -67,8 +77,8 @@ def kept(out: Path) -> str:
     return f"step {checkpoint.steps} is saved in {out}, and --resume --out {out} goes on from there"
 
 
-def train(args: Namespace, out: Path) -> int:
-    data = report_data(args) if args.protocol else default_data(args)
+def train(args: Namespace, out: Path, together: Alone) -> int:
+    data = report_data(args, together) if args.protocol else default_data(args, together)
     task = data.task
 
     rng = np.random.default_rng(args.seed)
@@ -80,15 +90,17 @@ def train(args: Namespace, out: Path) -> int:
     standing = begin(args, model, schedule, data, rng)
 
     facts = {"max_length": task.max_length, "arguments": as_json(args)}
-    with cli.metrics_file(out, standing.lines if args.resume else None) as write, resuming.stop_asked() as asked:
+    with metrics_of(args, out, standing, together) as write, resuming.stop_asked() as asked:
 
         def keep() -> None:
-            resuming.save(out / cli.CHECKPOINT, model, schedule, standing, as_json(args), args.typed, data.poems)
+            if together.first:
+                resuming.save(out / cli.CHECKPOINT, model, schedule, standing, as_json(args), args.typed, data.poems)
 
         def keep_best() -> None:
-            path = out / "model.safetensors"
-            save_model(path, model, task.vocabulary, epoch=standing.best_epoch, **facts)
-            data.lines.save(out / copies.FILE)  # for generate.py --no-copy
+            if together.first:
+                path = out / "model.safetensors"
+                save_model(path, model, task.vocabulary, epoch=standing.best_epoch, **facts)
+                data.lines.save(out / copies.FILE)  # for generate.py --no-copy
 
         def after_step() -> None:
             if asked() or (args.checkpoint_every and schedule.optimizer.steps % args.checkpoint_every == 0):
@@ -106,6 +118,7 @@ def train(args: Namespace, out: Path) -> int:
             pads_count=args.protocol == "report",
             standing=standing,
             after_step=after_step,
+            ranks=together,
         )
         for line, improved in epochs:
             keep()  # first, so that the metrics never speak of what is not on the disk
@@ -116,10 +129,20 @@ def train(args: Namespace, out: Path) -> int:
             if asked():
                 raise KeyboardInterrupt
         keep_best()  # which fit has left in the model: a kill may have kept it from the disk
-        last = last_line(args, task, model, standing.lines)
+        last = last_line(args, task, model, standing.lines, together)
         write(last)
-    draw_and_write(args, task, model, standing.lines)
+    if together.first:
+        draw_and_write(args, task, model, standing.lines)
     return 0
+
+
+def metrics_of(
+    args: Namespace, out: Path, standing: Standing, together: Alone
+) -> AbstractContextManager[Callable[[Mapping[str, object]], None]]:
+    """What writes a line of metrics, at the first rank."""
+    if together.first:
+        return cli.metrics_file(out, standing.lines if args.resume else None)
+    return nullcontext(lambda line: None)
 
 
 def begin(args: Namespace, model: PoemModel, schedule: Schedule, data: Data, rng: np.random.Generator) -> Standing:
@@ -143,9 +166,9 @@ def build_schedule(args: Namespace, model: PoemModel, task: Task) -> Schedule:
     return minidl.Constant(optimizer)
 
 
-def default_data(args: Namespace) -> Data:
+def default_data(args: Namespace, together: Alone = ranks.ALONE) -> Data:
     """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
-    parts = read_parts(args)
+    parts = together.of_first(lambda: read_parts(args))
     index = LineIndex.build(poem for part in parts for poem in part)
     gc.collect()  # the memory of the strings goes back to the system, before anything that stays settles among them
     vocabulary = Vocabulary.build(parts[0], most=args.max_vocabulary, least=args.min_count)
@@ -168,8 +191,8 @@ def read_parts(args: Namespace) -> list[Joined]:
     return [Joined(part) for part in parts]
 
 
-def report_data(args: Namespace) -> Data:
-    found = corpus.load(args.corpus, args.files, max_length=MAX_LENGTH, unique=False)
+def report_data(args: Namespace, together: Alone) -> Data:
+    found = together.of_first(lambda: corpus.load(args.corpus, args.files, max_length=MAX_LENGTH, unique=False))
     if args.protocol == "report":
         task = protocol.report_task(found.poems)
     else:
@@ -204,9 +227,11 @@ def short(perplexity: float) -> str:
     return f"{perplexity:.1f}" if perplexity < 1e6 else f"{perplexity:.1e}"
 
 
-def last_line(args: Namespace, task: Task, model: PoemModel, lines: list[dict[str, float]]) -> dict[str, float]:
+def last_line(
+    args: Namespace, task: Task, model: PoemModel, lines: list[dict[str, float]], together: Alone
+) -> dict[str, float]:
     """The figures to quote, of the best epoch; under the report's protocol with a word on how it was chosen."""
-    last = held_out_figures(model, task)
+    last = held_out_figures(model, task, together)
     facts = f"vocabulary {last['vocabulary_size']:,}, {last['unknown_rate']:.2%} unknown"
     cli.note(f"test {figures_text(last, 'test')}; {facts}")
     if "short_test_loss" in last:
@@ -238,4 +263,4 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
 
 
 if __name__ == "__main__":
-    cli.run(main, corpus.CorpusError, Diverged)
+    cli.run(main, corpus.CorpusError, Diverged, leave=ranks.leave)

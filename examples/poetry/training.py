@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from model import Batch, Nats, PoemModel
+from ranks import ALONE, Alone
 from tasks import Task
 from tqdm import tqdm
 from verse import MAX_LENGTH
@@ -25,13 +26,16 @@ from minidl.schedules import Schedule
 HOPELESS = 10.0  # times the loss of even guesses: nothing comes back from there
 
 
+@dataclass
 class Mean:
     """Nats per target, summed batch by batch (on the device, where the model is on one)."""
 
-    def __init__(self) -> None:
-        self.real_nats: Any = 0.0
-        self.pad_nats: Any = 0.0
-        self.batches = self.targets = self.places = self.poems = 0
+    real_nats: Any = 0.0
+    pad_nats: Any = 0.0
+    batches: int = 0
+    targets: int = 0
+    places: int = 0
+    poems: int = 0
 
     def add(self, nats: Nats, batch: Batch) -> None:
         self.batches += 1
@@ -114,12 +118,16 @@ def train_epoch(
     progress: tqdm,
     mean: Mean | None = None,
     after_step: Callable[[], None] | None = None,
+    ranks: Alone = ALONE,
 ) -> Mean:
     """One step of the schedule's optimizer for each of `batches`; adds to `mean`, that of an epoch begun before."""
     mean, optimizer = Mean() if mean is None else mean, schedule.optimizer
     for batch in batches:
         optimizer.zero_grad()
-        mean.add(model.forward_backward(batch, optimizer.steps), batch)
+        part = ranks.share(batch)
+        nats = Nats(0.0) if part is None else model.forward_backward(part, optimizer.steps)
+        ranks.sum_gradients(optimizer.params)
+        mean.add(Nats(*ranks.sum(nats)), batch)
         if clip is not None:
             minidl.clip_grad_norm(optimizer.params, clip)
         optimizer.step()
@@ -132,12 +140,12 @@ def train_epoch(
     return mean
 
 
-def evaluate(model: PoemModel, batches: Iterable[Batch]) -> Mean:
+def evaluate(model: PoemModel, batches: Iterable[Batch], ranks: Alone = ALONE) -> Mean:
     """The mean over `batches`, without dropout."""
     mean = Mean()
-    for batch in batches:
+    for batch in ranks.mine(batches):
         mean.add(model.nats(batch), batch)
-    return mean
+    return Mean(*ranks.sum(list(vars(mean).values())))
 
 
 def fit(
@@ -153,11 +161,13 @@ def fit(
     quiet: bool = False,
     standing: Standing | None = None,
     after_step: Callable[[], None] | None = None,
+    ranks: Alone = ALONE,
 ) -> Iterator[tuple[dict[str, float], bool]]:
     """Train; yields each epoch's metrics and whether it is the best so far. At the end `model` has the best weights.
 
     Stops after `patience` epochs in a row without a better validation loss. `pads_count` adds the report's
     figures and watches those. `seconds` and `chars_per_second` are of training alone, validation left out.
+    Several `ranks` share the work of every batch.
     Goes on from `standing`, which it keeps up to date: at every `after_step()`, and whenever an epoch is told, that,
     `model` and `schedule` are all that a later call needs to go on as if there had been no pause.
     Raises Diverged, with the best weights so far in `model`.
@@ -166,7 +176,7 @@ def fit(
         standing = Standing(np.random.default_rng(rng), model.state_dict())
     try:
         while len(standing.lines) < epochs and standing.waited < patience:
-            line = _epoch(model, schedule, task, clip, pads_count, quiet, standing, after_step)
+            line = _epoch(model, schedule, task, clip, pads_count, quiet, standing, after_step, ranks)
             standing.lines.append(line)
             if standing.waited == 0:
                 standing.best_weights = model.state_dict()
@@ -187,6 +197,7 @@ def _epoch(
     quiet: bool,
     standing: Standing,
     after_step: Callable[[], None] | None,
+    ranks: Alone,
 ) -> dict[str, float]:
     """What is left of the epoch under way; its metrics. `standing` is then before the next one."""
     clock = time.perf_counter()
@@ -204,11 +215,12 @@ def _epoch(
     progress = Progress(
         total=task.steps, initial=train.batches, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet
     )
+    ranks.take_firsts(schedule.optimizer.params)  # other processors may round otherwise
     with progress, np.errstate(over="ignore", invalid="ignore"):  # infinities are looked for and told
-        train_epoch(model, schedule, batches, clip, progress, train, between)
+        train_epoch(model, schedule, batches, clip, progress, train, between, ranks)
         train_loss = train.loss  # read before the clock: a GPU has finished then
         seconds = standing.seconds + time.perf_counter() - clock
-        validation = evaluate(model, task.validation)
+        validation = evaluate(model, task.validation, ranks)
     if not math.isfinite(train_loss + validation.loss):
         raise FloatingPointError("the loss is not finite")
     even = math.log(len(task.vocabulary))
@@ -237,13 +249,13 @@ def _culprit(model: PoemModel) -> str:
     return ""
 
 
-def held_out_figures(model: PoemModel, task: Task) -> dict[str, float]:
+def held_out_figures(model: PoemModel, task: Task, ranks: Alone = ALONE) -> dict[str, float]:
     """The figures on the test part, which (but under the report's protocol) nothing else has looked at.
 
     Where there are poems of more than MAX_LENGTH characters, the shorter ones have figures of their own, so that
     models with different limits can be compared.
     """
-    means = [evaluate(model, [batch]) for batch in task.test]
+    means = ranks.joined([evaluate(model, [batch]) for batch in ranks.mine(task.test)])
     figures = _figures("test", means)
     unknown = task.vocabulary.ids[UNKNOWN]
     unknowns = sum(int((batch.targets == unknown).sum()) for batch in task.test)
