@@ -419,10 +419,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         driverGetVersion=lambda: 12090, runtimeGetVersion=lambda: 12090, getDeviceCount=lambda: 1, getDevice=lambda: 0
     )
     runtime.getDeviceProperties = lambda _: {"name": b"a double of a GPU"}
-    device = types.SimpleNamespace(id=0, compute_capability="80", mem_info=(3 * 2**30, 4 * 2**30))
+    device = types.SimpleNamespace(id=0, compute_capability="80", mem_info=(3 * 2**30, 4 * 2**30), use=lambda: None)
     cublas = types.SimpleNamespace(sgemm=_gemm(np.float32, ctypes.c_float), dgemm=_gemm(np.float64, ctypes.c_double))
     cupy.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
-        runtime=runtime, Device=lambda: device, cublas=cublas, get_cublas_handle=lambda: "cublas"
+        runtime=runtime, Device=lambda number=0: device, cublas=cublas, get_cublas_handle=lambda: "cublas"
     )
     cupy.syncs = syncs  # type: ignore[attr-defined]
     cupy.calls = calls  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import ranks
 from cli import CHECKPOINT
 from model import PoemModel
 from threadpoolctl import threadpool_info
@@ -132,13 +133,16 @@ def machine() -> dict[str, str]:
         ),
         "processor": platform.machine(),
         "threads": str(minidl.get_num_threads()),
+        "ranks": str(ranks.current.size),
     }
 
 
 def changes(checkpoint: Checkpoint) -> list[str]:
     """In words what is not as it was when the run was saved."""
     before, now = checkpoint.facts["machine"], machine()
-    return [f"{name} was {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value]
+    return [
+        f"{name} was {before[name]}, now {value}" for name, value in now.items() if before.get(name, value) != value
+    ]
 
 
 def hash_of(parts: Iterable[Iterable[str]]) -> str:
