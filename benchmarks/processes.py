@@ -29,10 +29,14 @@ class Ready(NamedTuple):
 
 @dataclass
 class Side:
-    """`build` runs in the side's own process, under `environment`, and imports what it measures."""
+    """`build` runs in the side's own process, under `environment`, and imports what it measures.
+
+    A `launcher`, such as mpiexec, starts it; of several processes the first one answers.
+    """
 
     build: Callable[[argparse.Namespace], Ready]
     environment: Mapping[str, str] = field(default_factory=dict)
+    launcher: Sequence[str] = ()
 
 
 class Process:
@@ -41,7 +45,8 @@ class Process:
     def __init__(self, name: str, side: Side) -> None:
         self.agree: list[float] = []
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
-        command, environment = [sys.executable, *sys.argv, "--side", name], {**os.environ, **side.environment}
+        command = [*side.launcher, sys.executable, *sys.argv, "--side", name]
+        environment = {**os.environ, **side.environment}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.popen = subprocess.Popen(command, env=environment, text=True, **pipes)
 
