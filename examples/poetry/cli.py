@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -29,6 +30,12 @@ GOES_ON = "; train.py --resume goes on with it"
 
 class UsageError(Exception):
     """Something that the user asked for cannot be done; the message is one line."""
+
+
+def require(package: str, extra: str) -> None:
+    """UsageError with the remedy if a package that few want is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(f"{package} is not installed; in the repository's folder: pip install -e '.[{extra}]'")
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
