@@ -116,8 +116,8 @@ def results_folder(path: Path, resume: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def output_folder(path: Path) -> Iterator[Path]:
-    """Make `path` and try to write in it; UsageError if that fails.
+def output_folder(path: Path, option: str = "--out") -> Iterator[Path]:
+    """Make `path`, which `option` named, and try to write in it; UsageError if that fails.
 
     The folders that had to be made go again if nothing was put into them.
     """
@@ -129,7 +129,7 @@ def output_folder(path: Path) -> Iterator[Path]:
             with tempfile.TemporaryFile(dir=path):
                 pass
         except OSError as error:
-            raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from error
+            raise UsageError(f"{option} {path} cannot be written: {error.strerror or error}") from error
         yield path
     finally:
         for folder in new:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import cli
 import copies
 import corpus
+import curves_log
 import numpy as np
 import protocol
 import resuming
@@ -80,7 +81,11 @@ def train(args: Namespace, out: Path) -> int:
     standing = begin(args, model, schedule, data, rng)
 
     facts = {"max_length": task.max_length, "arguments": as_json(args)}
-    with cli.metrics_file(out, standing.lines if args.resume else None) as write, resuming.stop_asked() as asked:
+    with (
+        curves_log.event_log(args.tensorboard, standing.lines, args.resume) as log,
+        cli.metrics_file(out, standing.lines if args.resume else None) as write,
+        resuming.stop_asked() as asked,
+    ):
 
         def keep() -> None:
             resuming.save(out / cli.CHECKPOINT, model, schedule, standing, as_json(args), args.typed, data.poems)
@@ -108,6 +113,7 @@ def train(args: Namespace, out: Path) -> int:
             after_step=after_step,
         )
         for line, improved in epochs:
+            log(line)  # before all else: a run that goes on drops what its checkpoint does not know
             keep()  # first, so that the metrics never speak of what is not on the disk
             if improved:
                 keep_best()
@@ -118,6 +124,7 @@ def train(args: Namespace, out: Path) -> int:
         keep_best()  # which fit has left in the model: a kill may have kept it from the disk
         last = last_line(args, task, model, standing.lines)
         write(last)
+        log(last)
     draw_and_write(args, task, model, standing.lines)
     return 0
 
