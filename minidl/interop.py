@@ -58,9 +58,9 @@ def to_torch(state_dict: Mapping[str, Array], *, stacked: bool = False) -> dict[
 def from_torch(state_dict: Mapping[str, Any], *, stacked: bool = False) -> Arrays:
     """NumPy arrays by minidl's names: `model.load_state_dict(from_torch(module.state_dict()))`.
 
-    Tensors may be on any device and require a gradient; arrays, as `safetensors.numpy` gives them, do too. With
-    `stacked`, an nn.LSTM of one layer is a list of one, as those of several layers are. The arrays share no memory
-    with the tensors.
+    Tensors may be on any device and require a gradient; arrays, as `safetensors.numpy` gives them, are taken too.
+    With `stacked`, an nn.LSTM of one layer is a list of one, as those of several layers are. The arrays share no
+    memory with the tensors.
     """
     return {name: array.copy() for name, array in _ours(_host(state_dict), stacked).items()}
 

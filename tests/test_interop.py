@@ -434,6 +434,19 @@ def test_tensors_that_train_are_views_or_in_other_layouts(torch: Any) -> None:
 
 
 @pytest.mark.oracle
+def test_of_tensors_that_share_memory_the_first_stays_but_an_lstm_keeps_its_parts(torch: Any) -> None:
+    tied, empty = torch.ones(3, 2), torch.ones(0)
+    found = interop.from_torch({"a.weight": tied, "b.weight": tied, "b.turned": tied.t(), "c": empty, "d": empty})
+    assert set(found) == {"a.weight", "b.turned", "c", "d"}
+    module = torch.nn.LSTM(3, 2)
+    module.bias_hh_l0 = module.bias_ih_l0
+    ours = interop.from_torch(module.state_dict())
+    assert (ours["bias"] == 2 * module.bias_ih_l0.detach().numpy()).all()
+    same_array = np.ones(2)
+    assert set(interop.from_torch({"a": same_array, "b": same_array})) == {"a", "b"}
+
+
+@pytest.mark.oracle
 def test_tensors_that_are_refused(torch: Any) -> None:
     bad: dict[str, Callable[[], Any]] = {
         "bfloat16": lambda: torch.ones(2, dtype=torch.bfloat16),
