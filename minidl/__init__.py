@@ -1,6 +1,6 @@
 """minidl: deep learning on NumPy, every backward pass by hand; the same code runs on CuPy."""
 
-from . import initializers
+from . import initializers, interop
 from .backend import BackendError, to_backend, to_host
 from .checkpoint import CheckpointError, load, save
 from .gradcheck import GradientError, gradcheck
@@ -45,6 +45,7 @@ __all__ = [
     "get_num_threads",
     "gradcheck",
     "initializers",
+    "interop",
     "load",
     "pack",
     "sample",

@@ -62,26 +62,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
     tensor holds NaN or infinity, a name or dtype is not one that the format has, the metadata is not JSON, or the
     disk refuses.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save as to_bytes
-
-    path = _path(path)
-    if not isinstance(tensors, Mapping):
-        raise TypeError(f"tensors must be a dict of arrays, got {type(tensors).__name__}")
-    arrays = {}
-    for name, array in tensors.items():
-        try:
-            arrays[name] = backend.to_host(array)
-        except TypeError as error:
-            raise CheckpointError(f"{path}: not written, {name!a}: {error}") from None
-    # Contiguous and of the machine's byte order. np.ascontiguousarray would make 0-d arrays 1-d.
-    arrays = {name: a.astype(a.dtype.newbyteorder("="), order="C", copy=False) for name, a in arrays.items()}
-    for name in arrays:
-        if not isinstance(name, str) or name == "__metadata__" or not _is_text(name):
-            raise CheckpointError(f"{path}: not written, {name!a} cannot be a tensor's name")
-    fault = _fault(arrays)
-    if fault:
-        raise CheckpointError(f"{path}: not written, {fault}")
+    path = as_path(path)
+    arrays = writable(path, "tensors", tensors)
     try:
         text = _as_json(dict(metadata))
         text.encode("utf-8")
@@ -92,8 +74,49 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
     versions = _versions()
     digest = _digest(arrays, [versions, text])
     entry = {"format": FORMAT, "versions": versions, "sha256": digest, "metadata": text}
+    write(path, arrays, {"minidl": json.dumps(entry, ensure_ascii=False)})
+
+
+def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(tensors, metadata): the tensors on the host, the metadata as JSON gives it back.
+
+    Raises CheckpointError if the file is missing, is no checkpoint of minidl's, is damaged, or fails its checksum.
+    """
+    path = as_path(path)
+    tensors, entries = read(path)
+    if "minidl" not in entries:
+        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of minidl")
+    return tensors, _metadata(path, tensors, entries)
+
+
+def writable(path: Path, argument: str, tensors: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """`tensors`, the argument of that name, on the host as `write` takes them; CheckpointError if one cannot be."""
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"{argument} must be a dict of arrays, got {type(tensors).__name__}")
+    arrays = {}
+    for name, array in tensors.items():
+        try:
+            arrays[name] = backend.to_host(array)
+        except TypeError as error:
+            raise CheckpointError(f"{path}: not written, {name!a}: {error}") from None
+    # Contiguous and of the machine's byte order. np.ascontiguousarray would make 0-d arrays 1-d.
+    arrays = {name: a.astype(a.dtype.newbyteorder("="), order="C", copy=False) for name, a in arrays.items()}
+    for name in arrays:
+        if not isinstance(name, str) or name == "__metadata__" or not is_text(name):
+            raise CheckpointError(f"{path}: not written, {name!a} cannot be a tensor's name")
+    found = fault(arrays)
+    if found:
+        raise CheckpointError(f"{path}: not written, {found}")
+    return arrays
+
+
+def write(path: Path, arrays: dict[str, np.ndarray], entries: dict[str, str]) -> None:
+    """Put a safetensors file with `entries` as its metadata at `path`, atomically, or raise CheckpointError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save as to_bytes
+
     try:
-        content = to_bytes(arrays, {"minidl": json.dumps(entry, ensure_ascii=False)})
+        content = to_bytes(arrays, entries)
         if int.from_bytes(content[:8], "little") > MOST:  # safetensors 0.5 writes it, but does not read it
             raise SafetensorError("header too large")
         _replace(path, content)
@@ -103,14 +126,10 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
         raise CheckpointError(f"{path}: not written, the format refuses it ({_gist(error)})") from error
 
 
-def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(tensors, metadata): the tensors on the host, the metadata as JSON gives it back.
-
-    Raises CheckpointError if the file is missing, is no checkpoint of minidl's, is damaged, or fails its checksum.
-    """
+def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(tensors, metadata) of any safetensors file; CheckpointError if it is none. No tensor was looked into yet."""
     from safetensors.numpy import load as from_bytes
 
-    path = _path(path)
     try:
         # Not mapped into memory: the process would die if another one cut the file short.
         content = _content(path)
@@ -121,12 +140,12 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     try:
         tensors = from_bytes(content)
         header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        entries = json.loads(header).get("__metadata__") or {}
-    except Exception as error:  # the library's own, but also a KeyError for a dtype, a ValueError for a shape, ...
+        return tensors, json.loads(header).get("__metadata__") or {}
+    except KeyError as error:  # a whole file, but safetensors has a dtype that NumPy has not
+        remedy = "; where it was made, convert its tensors with .float()"
+        raise CheckpointError(f"{path}: holds tensors of dtype {_gist(error)}, which NumPy has not{remedy}") from error
+    except Exception as error:  # the library's own, but also a ValueError for a shape, ...
         raise CheckpointError(f"{path}: damaged or no safetensors file ({_gist(error)})") from error
-    if "minidl" not in entries:
-        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of minidl")
-    return tensors, _metadata(path, tensors, entries)
 
 
 def _content(path: Path) -> bytes:
@@ -162,19 +181,20 @@ def _metadata(path: Path, tensors: dict[str, np.ndarray], entries: dict[str, str
             raise ValueError("not as save writes it")
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged, its metadata cannot be read ({_gist(error)})") from error
-    fault = _fault(tensors)
-    if fault:
-        raise CheckpointError(f"{path}: damaged, {fault}")
+    found = fault(tensors)
+    if found:
+        raise CheckpointError(f"{path}: damaged, {found}")
     return metadata
 
 
-def _path(path: str | os.PathLike[str]) -> Path:
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """`path` as a Path, if it is one or a text."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a str or a path, got {type(path).__name__}")
     return Path(path)
 
 
-def _fault(arrays: Mapping[str, np.ndarray]) -> str:
+def fault(arrays: Mapping[str, np.ndarray]) -> str:
     """What no checkpoint may hold, or nothing."""
     for name, array in arrays.items():
         if array.dtype not in DTYPES:
@@ -266,7 +286,8 @@ def _gist(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether `name` can be written as UTF-8, which half a surrogate pair cannot."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

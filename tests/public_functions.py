@@ -33,6 +33,7 @@ NO_INPUT = {  # what the functions without a Subject are for
     "LinearCrossEntropy.forward": "has forward_backward instead",
     "LinearCrossEntropy.backward": "has forward_backward instead",
     "Dropout.load_state_dict": "has no parameters",
+    "interop.to_torch": "needs PyTorch; refuses what interop.write_safetensors does, see test_interop.py",
 }
 
 
@@ -302,6 +303,28 @@ def unreadable(good: Path) -> list[Row]:
     return found + rows(minidl.CheckpointError, **{name: good.parent / f"bad {name}" for name in files})
 
 
+def travelling(error: type[Exception]) -> Kind:
+    """A state dict that goes to PyTorch or comes from there; `good` holds an LSTM of its side."""
+
+    def kind(good: dict[str, np.ndarray]) -> list[Row]:
+        first, array = next(iter(good.items()))
+        found = rows(TypeError, **{"None": None, "text": "x", "list": [1], "pairs": list(good.items()), "number": 1})
+        wrong: dict[str, Any] = {"a key that is no name": {**good, 3: array}, "bytes": {**good, b"x": array}}
+        wrong |= {f"without {name}": {key: good[key] for key in good if key != name} for name in list(good)[:2]}
+        values = {"None": None, "text": "x", "number": 1.0, "set": {1}, "ragged": [[1.0], [1.0, 2.0]]}
+        values |= {"objects": array.astype(object), "longer": np.concatenate([array, array]), "3-D": array[..., None]}
+        values |= bad.casts(array, "int64", "complex64", "bool", "longdouble", "U8")
+        wrong |= {f"a value that is {what}": {**good, first: value} for what, value in values.items()}
+        return found + rows(error, **wrong)
+
+    return kind
+
+
+def texts(good: Any) -> list[Row]:
+    wrong = {"a number": {"a": 3}, "None within": {"a": None}, "a key": {3: "a"}, "half a character": {"a": "\ud800"}}
+    return rows(minidl.CheckpointError, **wrong) + rows(TypeError, text="x", number=3, list=["ab"])
+
+
 def no_layer(_: Any) -> list[Row]:
     single = minidl.Linear(2, 2)
     found = rows(
@@ -321,6 +344,22 @@ def of_parameter(good: np.ndarray) -> list[Row]:
 
 def saved() -> Path:
     minidl.save("good", {"w": np.ones(3)}, {})
+    return Path("good")
+
+
+def theirs() -> dict[str, np.ndarray]:
+    """A state dict of PyTorch's, as safetensors.numpy gives it."""
+    ours = lstm().state_dict()
+    return {
+        "weight_ih_l0": ours["weight_ih"],
+        "weight_hh_l0": ours["weight_hh"],
+        "bias_ih_l0": ours["bias"],
+        "bias_hh_l0": ours["bias"],
+    }
+
+
+def plain() -> Path:
+    minidl.interop.write_safetensors("good", {"w": np.ones(3)})
     return Path("good")
 
 
@@ -442,6 +481,26 @@ def subjects() -> dict[str, Callable[[], Subject]]:
             words={"path": "", "tensors": ""},
         ),
         "load": lambda: Subject(minidl.load, {"path": (saved(), unreadable)}, words={"path": ""}),
+        "interop.from_torch": lambda: Subject(
+            minidl.interop.from_torch,
+            {"state_dict": (theirs(), travelling(ValueError)), "stacked": (False, nothing)},
+            words={"state_dict": ""},
+        ),
+        "interop.write_safetensors": lambda: Subject(
+            minidl.interop.write_safetensors,
+            {
+                "path": (saved(), unwritable),
+                "state_dict": (lstm().state_dict(), travelling(minidl.CheckpointError)),
+                "metadata": ({"a": "b"}, texts),
+                "stacked": (False, nothing),
+            },
+            words={"path": "", "state_dict": ""},
+        ),
+        "interop.read_safetensors": lambda: Subject(
+            minidl.interop.read_safetensors,
+            {"path": (plain(), unreadable), "stacked": (False, nothing)},
+            words={"path": ""},
+        ),
         "gradcheck": lambda: Subject(
             minidl.gradcheck,
             {

@@ -29,8 +29,8 @@ from verse_helpers import VERSES, verse_model
 import minidl
 
 ROOT = PROGRAMS.parent.parent
-NAMES = ["train", "generate", "report", "evaluate_verse", "shrink"]
-NEEDED = {"shrink": ["run", "--out", "small"]}  # what a program cannot do without
+NAMES = ["train", "generate", "report", "evaluate_verse", "shrink", "export"]
+NEEDED = {"shrink": ["run", "--out", "small"], "export": ["--out", "a.onnx"]}  # what a program cannot do without
 NO_NUMBERS = ["", " ", "x", "nan", "inf", "-inf", "-1", "1e999", "0x1", "1,5", "1 2", "1\n2", "½", "\udcff"]
 NO_WORDS = ["", "x", "ADAM", "numpy ", "五言", "\udcff"]
 
@@ -126,6 +126,7 @@ def using(program: str, model: Path, trained: Path) -> list[object]:
         "generate": ["--model", model, "--seed", 1],
         "evaluate_verse": ["--model", model, *corpus_folder, "--files", 8, "--count", 1, "--out", "out"],
         "shrink": [model.parent, *corpus_folder, "--out", "out"],
+        "export": ["--model", model, "--out", "poem.onnx"],
     }[program]
 
 
@@ -153,7 +154,7 @@ KINDS = ["missing", "empty", "NULs", "half", "changed", "text", "UTF-16", "JSON"
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "folder", "another kind", "no tokens"])
-@pytest.mark.parametrize("program", ["generate", "evaluate_verse", "shrink"])
+@pytest.mark.parametrize("program", ["generate", "evaluate_verse", "shrink", "export"])
 def test_a_model_that_is_none(here: Path, trained: Path, program: str, kind: str) -> None:
     model = here / "m" / "model.safetensors"
     model.parent.mkdir()
@@ -298,6 +299,16 @@ def test_a_small_model_without_its_lines_does_not_stay(
     assert tree(here) == []
 
 
+@pytest.mark.parametrize("name", ["poem.onnx", "poem.safetensors"])
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_full_disk_leaves_the_old_export(here: Path, trained: Path, name: str, size: int) -> None:
+    (here / name).write_bytes(b"old")
+    with files_up_to(size):
+        outcome = run_program("export", "--model", trained / "run" / "model.safetensors", "--out", name)
+    refused(outcome, name)
+    assert tree(here) == [name] and (here / name).read_bytes() == b"old"
+
+
 WHOLE = ["checkpoint.safetensors", "lines.npy", "metrics.jsonl", "model.safetensors"]
 
 
@@ -321,7 +332,7 @@ def test_what_is_not_written_to_its_end_leaves_what_was_there(here: Path, error:
         assert tree(here) == ["a.txt"] and (here / "a.txt").read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("program", ["generate", "evaluate_verse", "shrink"])
+@pytest.mark.parametrize("program", ["generate", "evaluate_verse", "shrink", "export"])
 def test_ctrl_c_while_a_file_is_written(
     here: Path, trained: Path, program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def test_values_that_are_not_finite_are_not_saved(value: float, dtype: str, tmp_
 def test_values_that_are_not_finite_are_not_loaded_though_the_checksum_holds(tmp_path: Path) -> None:
     path = tmp_path / "c"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(minidl.checkpoint, "_fault", lambda arrays: "")
+        patch.setattr(minidl.checkpoint, "fault", lambda arrays: "")
         minidl.save(path, {"weight": np.array([0, np.nan])}, {})
     with fails(path, "weight", "not finite"):
         minidl.load(path)

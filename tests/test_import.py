@@ -45,11 +45,12 @@ ORDER = [
     "sampling",
     "gradcheck",
     "checkpoint",
+    "interop",
     "backend.__main__",
 ]
 LIBRARIES = {"numpy"}
 LIBRARIES_OF = {name: {"threadpoolctl"} for name in ("threads", "backend.__main__")}  # one small file of Python
-LAZY_LIBRARIES = {"cupy", "cupyx", "safetensors"}  # imported inside the function that needs them
+LAZY_LIBRARIES = {"cupy", "cupyx", "safetensors", "torch"}  # imported inside the function that needs them
 
 
 def name_of(file: Path) -> str:
@@ -150,7 +151,7 @@ def test_all_names_exist_and_none_is_forgotten() -> None:
     exec("from minidl import *", namespace)
     assert set(minidl.__all__) <= set(namespace)
     public = {name for name, value in vars(minidl).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert public | {"initializers"} == set(minidl.__all__)
+    assert public | {"initializers", "interop"} == set(minidl.__all__)
 
 
 def test_the_public_surface_is_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -29,6 +30,12 @@ GOES_ON = "; train.py --resume goes on with it"
 
 class UsageError(Exception):
     """Something that the user asked for cannot be done; the message is one line."""
+
+
+def require(package: str, extra: str) -> None:
+    """UsageError with the remedy if a package that few want is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(f"{package} is not installed; in the repository's folder: pip install -e '.[{extra}]'")
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -109,8 +116,8 @@ def results_folder(path: Path, resume: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def output_folder(path: Path) -> Iterator[Path]:
-    """Make `path` and try to write in it; UsageError if that fails.
+def output_folder(path: Path, option: str = "--out") -> Iterator[Path]:
+    """Make `path`, which `option` named, and try to write in it; UsageError if that fails.
 
     The folders that had to be made go again if nothing was put into them.
     """
@@ -122,7 +129,7 @@ def output_folder(path: Path) -> Iterator[Path]:
             with tempfile.TemporaryFile(dir=path):
                 pass
         except OSError as error:
-            raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from error
+            raise UsageError(f"{option} {path} cannot be written: {error.strerror or error}") from error
         yield path
     finally:
         for folder in new:

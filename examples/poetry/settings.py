@@ -50,7 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # what they change of it
         "tied": True,
     },
 }
-NOT_SETTINGS = ("out", "resume", "distributed", "checkpoint_every", "typed", "checkpoint")
+NOT_SETTINGS = ("out", "resume", "distributed", "checkpoint_every", "tensorboard", "typed", "checkpoint")
 MAY_CHANGE = ("backend", "corpus", "text")  # of the settings of a run that goes on; its poems must be the same
 
 
@@ -92,7 +92,10 @@ def parse_arguments() -> Namespace:
     add("--resume", "go on with the run in --out, or else with that under runs/ saved last", action="store_true")
     add("--checkpoint-every", "save so often, not only after each epoch", type=cli.whole(1), metavar="STEPS")
     add("--distributed", "one of the processes that mpiexec started, which share every batch", action="store_true")
+    add("--tensorboard", "log the curves there as well, for TensorBoard", type=Path, metavar="DIR")
     args = parser.parse_args()
+    if args.tensorboard:
+        cli.require("tensorboardX", "tensorboard")
     args.out = args.out or (cli.newest_run() if args.resume else cli.next_run())
     args.checkpoint = resuming.read(args.out) if args.resume else None
     if args.checkpoint is not None:  # its run's arguments come first, so that those typed now count

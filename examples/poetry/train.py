@@ -22,6 +22,7 @@ from typing import NamedTuple
 import cli
 import copies
 import corpus
+import curves_log
 import numpy as np
 import protocol
 import ranks
@@ -90,7 +91,11 @@ def train(args: Namespace, out: Path, together: Alone) -> int:
     standing = begin(args, model, schedule, data, rng)
 
     facts = {"max_length": task.max_length, "arguments": as_json(args)}
-    with metrics_of(args, out, standing, together) as write, resuming.stop_asked() as asked:
+    with (
+        curves_log.event_log(args.tensorboard if together.first else None, standing.lines, args.resume) as log,
+        metrics_of(args, out, standing, together) as write,
+        resuming.stop_asked() as asked,
+    ):
 
         def keep() -> None:
             if together.first:
@@ -121,6 +126,7 @@ def train(args: Namespace, out: Path, together: Alone) -> int:
             ranks=together,
         )
         for line, improved in epochs:
+            log(line)  # before all else: a run that goes on drops what its checkpoint does not know
             keep()  # first, so that the metrics never speak of what is not on the disk
             if improved:
                 keep_best()
@@ -131,6 +137,7 @@ def train(args: Namespace, out: Path, together: Alone) -> int:
         keep_best()  # which fit has left in the model: a kill may have kept it from the disk
         last = last_line(args, task, model, standing.lines, together)
         write(last)
+        log(last)
     if together.first:
         draw_and_write(args, task, model, standing.lines)
     return 0

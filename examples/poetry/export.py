@@ -1,0 +1,76 @@
+"""Take a trained model elsewhere: to ONNX for onnxruntime and browsers, or to PyTorch.
+
+python examples/poetry/export.py --out poem.onnx
+python examples/poetry/export.py --model runs/1/model.safetensors --out poem.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import cli
+from model import load_model
+from verse import MAX_LENGTH
+from vocabulary import Vocabulary
+from whole_files import write_bytes
+
+import minidl
+
+FORMAT = 1  # of the metadata below; raise it when a field changes its meaning
+SUFFIXES = (".onnx", ".safetensors")
+
+
+def main() -> int:
+    args = parse_arguments()
+    if args.out.suffix == ".onnx":
+        cli.require("onnx", "export")
+    path = args.model or cli.newest_model()
+    model, vocabulary, metadata = load_model(path)
+    if args.out.exists() and args.out.samefile(path):
+        raise cli.UsageError(f"--out {args.out} is the model itself")
+    facts = facts_of(vocabulary, metadata.get("max_length", MAX_LENGTH))
+    if args.out.suffix == ".onnx":
+        from onnx_graph import poem_graph
+
+        try:
+            graph = poem_graph(model, facts)
+        except ValueError as error:
+            raise cli.UsageError(f"{path}: {error}") from None
+        write_bytes(args.out, graph.SerializeToString(deterministic=True))
+    else:
+        minidl.interop.write_safetensors(args.out, model.state_dict(), facts, stacked=True)
+    cli.note(f"{args.out.stat().st_size / 2**20:.1f} MiB in {args.out}")
+    return 0
+
+
+def facts_of(vocabulary: Vocabulary, max_length: int) -> dict[str, str]:
+    """What a program needs to write poems with the weights, as the file's metadata."""
+    tokens = json.dumps(vocabulary.tokens, ensure_ascii=False)
+    return {"poem_format": str(FORMAT), "tokens": tokens, "max_length": str(max_length)}
+
+
+def parse_arguments() -> Namespace:
+    parser = cli.Parser("Write a model of train.py as an ONNX graph, or as weights with PyTorch's names.")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a model.safetensors; without it the newest under runs/, or the one here",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="its name decides: .onnx is a graph, .safetensors a state dict for PyTorch; an old one is replaced",
+    )
+    args = parser.parse_args()
+    if args.out.suffix not in SUFFIXES:
+        parser.error(f"argument --out: expected a name that ends in {' or '.join(SUFFIXES)}, got {str(args.out)!r}")
+    return args
+
+
+if __name__ == "__main__":
+    cli.run(main)

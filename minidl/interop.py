@@ -1,0 +1,281 @@
+"""Weights that travel: minidl's state dicts as PyTorch's and back, in memory and in plain safetensors files.
+
+    minidl                      PyTorch
+    lstm.weight_ih (4H, I)      lstm.weight_ih_l0
+    lstm.weight_hh (4H, H)      lstm.weight_hh_l0
+    lstm.bias (4H,)             lstm.bias_ih_l0, with zeros as lstm.bias_hh_l0; the way back is their sum, or zeros
+                                for bias=False
+    lstms.0.weight_ih, ...      lstms.0.weight_ih_l0, ...   of a ModuleList, whose LSTMs have one layer each
+    lstms.1.weight_ih, ...      lstms.1.weight_ih_l0, ...
+    anything else               the same: Embedding and Linear have PyTorch's names and shapes
+
+Gates come in the order i, f, g, o on both sides, so that no row moves. An nn.LSTM of several layers,
+lstms.weight_ih_l0, lstms.weight_ih_l1, ..., always becomes a list, lstms.0.weight_ih, lstms.1.weight_ih, ...; the
+reverse of that is `to_torch(..., stacked=True)`. With `stacked=True`, `from_torch` makes a list of one layer too.
+
+A tied weight stands once in a state dict of minidl, under its first name: a module that ties it as well takes
+`load_state_dict(..., strict=False)`, or `safetensors.torch.load_model` of a file. On the way back, of names whose
+tensors share memory the first one stays. PyTorch's two biases get the same gradient, so that their sum moves twice as
+far in a step of training: to train on there as here, freeze the second one at zero.
+
+Values are copied bit for bit, NaN and infinity too; but files refuse those, as `minidl.save` does.
+ValueError, one line with the name and why, for what minidl has not: LSTMs that are bidirectional or project their
+output, GRUs and RNNs, names of Keras and ONNX, dtypes other than float16, float32 and float64.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import backend, checkpoint
+from .backend import Array
+
+FLOATS = {np.dtype(code) for code in "efd"}
+WEIGHTS, BIASES = ("weight_ih", "weight_hh"), ("bias_ih", "bias_hh")
+NUMBER = "(0|[1-9][0-9]*)"
+THEIRS = re.compile(rf"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)_l{NUMBER}(_reverse)?")  # after the prefix
+IN_LIST = re.compile(rf"((?:.*\.)?){NUMBER}\.", re.DOTALL)  # a prefix: the list's, and the place in it
+
+Arrays = dict[str, np.ndarray]
+
+
+def to_torch(state_dict: Mapping[str, Array], *, stacked: bool = False) -> dict[str, Any]:
+    """PyTorch tensors on the CPU by PyTorch's names: `module.load_state_dict(to_torch(model.state_dict()))`.
+
+    With `stacked`, a list of LSTMs is one nn.LSTM of several layers. The tensors share no memory with the arrays.
+    """
+    import torch
+
+    theirs = _theirs(_host(state_dict), stacked)
+    return {name: torch.from_numpy(array.copy()) for name, array in theirs.items()}
+
+
+def from_torch(state_dict: Mapping[str, Any], *, stacked: bool = False) -> Arrays:
+    """NumPy arrays by minidl's names: `model.load_state_dict(from_torch(module.state_dict()))`.
+
+    Tensors may be on any device and require a gradient; arrays, as `safetensors.numpy` gives them, are taken too.
+    With `stacked`, an nn.LSTM of one layer is a list of one, as those of several layers are. The arrays share no
+    memory with the tensors.
+    """
+    return {name: array.copy() for name, array in _ours(_host(state_dict), stacked).items()}
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    state_dict: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    stacked: bool = False,
+) -> None:
+    """What `to_torch` gives as a file that `safetensors.torch.load_file` reads; needs no PyTorch.
+
+    Written atomically, as `minidl.save` does, but without its checksum; `metadata` is text by name. Raises
+    CheckpointError, and leaves what was at `path`, for all that `to_torch` and `minidl.save` refuse.
+    """
+    path = checkpoint.as_path(path)
+    arrays = checkpoint.writable(path, "state_dict", state_dict)
+    if not isinstance(metadata, (Mapping, type(None))):
+        raise TypeError(f"metadata must be a dict of text by name, got {type(metadata).__name__}")
+    metadata = {"format": "pt"} | dict(metadata or {})  # some readers ask for it
+    if not all(isinstance(text, str) and checkpoint.is_text(text) for pair in metadata.items() for text in pair):
+        raise checkpoint.CheckpointError(f"{path}: not written, metadata must be text by name")
+    try:
+        theirs = _theirs(_host(arrays), stacked)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{path}: not written, {error}") from None
+    checkpoint.write(path, theirs, metadata)
+
+
+def read_safetensors(path: str | os.PathLike[str], *, stacked: bool = False) -> Arrays:
+    """`from_torch` of a safetensors file with PyTorch's names; needs no PyTorch.
+
+    Raises CheckpointError for all that `from_torch` refuses, a file that is none or is damaged as far as a format
+    without a checksum shows it, NaN and infinity, and checkpoints of minidl's own, which `minidl.load` reads.
+    """
+    path = checkpoint.as_path(path)
+    arrays, entries = checkpoint.read(path)
+    if "minidl" in entries:
+        raise checkpoint.CheckpointError(f"{path}: a checkpoint of minidl, which minidl.load reads")
+    try:
+        ours = _ours(_host(arrays), stacked)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{path}: {error}") from None
+    fault = checkpoint.fault(ours)
+    if fault:
+        raise checkpoint.CheckpointError(f"{path}: {fault}")
+    return ours
+
+
+def _host(state_dict: Mapping[str, Any]) -> Arrays:
+    """Floats on the host by name; of tensors that share memory the first alone, if they are no part of an LSTM."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict must be a dict of tensors by name, got {type(state_dict).__name__}")
+    arrays: Arrays = {}
+    seen = set()
+    for name, value in state_dict.items():
+        if not isinstance(name, str):
+            raise ValueError(f"state_dict must have names as its keys, got {name!a}")
+        array = _floats(name, value)
+        if hasattr(value, "data_ptr") and array.size and not THEIRS.fullmatch(_split(name)[1]):
+            place = str(value.device), value.data_ptr(), value.shape, value.stride()
+            if place in seen:
+                continue
+            seen.add(place)
+        arrays[name] = array
+    return arrays
+
+
+def _floats(name: str, value: Any) -> np.ndarray:
+    """An array, or a tensor of a PyTorch that need not be imported here, as an array."""
+    dtype = getattr(value, "dtype", None)
+    if "float8" in str(dtype) or "bfloat16" in str(dtype):
+        raise ValueError(f"{_shown(name)} is {dtype}, which NumPy has not: convert it with .float()")
+    try:
+        array = value.numpy(force=True) if hasattr(value, "numpy") else backend.to_host(value)
+    except (TypeError, RuntimeError) as error:  # no tensor, one that is sparse, or without values
+        gist = " ".join(str(error).split())[:200]
+        raise ValueError(f"{_shown(name)} must be a tensor or an array of floats ({gist})") from None
+    native = array.dtype.newbyteorder("=")
+    if native not in FLOATS:
+        raise ValueError(f"{_shown(name)} must be float16, float32 or float64, got {array.dtype}")
+    return array.astype(native, copy=False)
+
+
+def _theirs(arrays: Arrays, stacked: bool) -> Arrays:
+    """minidl's names as PyTorch's."""
+    prefixes = dict.fromkeys(_split(name)[0] for name in arrays if _split(name)[1] in WEIGHTS)
+    for prefix in prefixes:
+        _check_lstm(arrays, *(prefix + part for part in (*WEIGHTS, "bias")))
+    places = {prefix: (prefix, 0) for prefix in prefixes} | (_stacks(prefixes, arrays) if stacked else {})
+    found: Arrays = {}
+    for name, array in arrays.items():
+        prefix, part = _split(name)
+        if THEIRS.fullmatch(part):
+            raise ValueError(f"{_shown(name)} is PyTorch's name already")
+        start, layer = places.get(prefix, ("", 0))
+        if prefix not in places or part not in (*WEIGHTS, "bias"):
+            _put(found, name, array)
+        elif part == "bias":
+            _put(found, f"{start}bias_ih_l{layer}", array)
+            _put(found, f"{start}bias_hh_l{layer}", np.zeros_like(array))
+        else:
+            _put(found, f"{start}{part}_l{layer}", array)
+    return found
+
+
+def _stacks(prefixes: Iterable[str], arrays: Arrays) -> dict[str, tuple[str, int]]:
+    """(the list's prefix, the layer) of those LSTMs that are in lists; ValueError if a list is not one nn.LSTM."""
+    lists: dict[str, dict[int, str]] = {}
+    for prefix in prefixes:
+        match = IN_LIST.fullmatch(prefix)
+        if match:
+            lists.setdefault(match[1], {})[int(match[2])] = prefix
+    for start, layers in lists.items():
+        _check_layers(start, layers)
+        H = arrays[f"{layers[0]}weight_hh"].shape[1]
+        for layer in range(1, len(layers)):
+            for name in (layers[layer] + part for part in WEIGHTS):
+                if arrays[name].shape != (4 * H, H):
+                    stack = f"to stack on the {H} units of layer 0"
+                    raise ValueError(f"{_shown(name)} must have shape {(4 * H, H)} {stack}, got {arrays[name].shape}")
+    return {prefix: (start, layer) for start, layers in lists.items() for layer, prefix in layers.items()}
+
+
+def _ours(arrays: Arrays, stacked: bool) -> Arrays:
+    """PyTorch's names as minidl's."""
+    lstms: dict[str, dict[int, Arrays]] = {}  # by prefix and layer
+    for name, array in arrays.items():
+        _refuse_foreign(name, arrays)
+        prefix, part = _split(name)
+        match = THEIRS.fullmatch(part)
+        if match:
+            lstms.setdefault(prefix, {}).setdefault(int(match[2]), {})[match[1]] = array
+    found: Arrays = {}
+    for prefix, layers in lstms.items():
+        _check_layers(prefix, layers)
+        for layer, parts in sorted(layers.items()):
+            start = f"{prefix}{layer}." if stacked or len(layers) > 1 else prefix
+            biases = BIASES if parts.keys() & set(BIASES) else ()
+            _check_lstm(arrays, *(f"{prefix}{part}_l{layer}" for part in (*WEIGHTS, *biases)))
+            for part in WEIGHTS:
+                _put(found, start + part, parts[part])
+            _put(found, f"{start}bias", _bias(prefix, parts))
+    for name, array in arrays.items():
+        if not THEIRS.fullmatch(_split(name)[1]):
+            _put(found, name, array)
+    return found
+
+
+def _bias(prefix: str, parts: Arrays) -> np.ndarray:
+    """The sum of an LSTM's two biases, to the bit where one of them is zero; zeros where there are none."""
+    if "bias_ih" not in parts:
+        return np.zeros(len(parts["weight_hh"]), parts["weight_hh"].dtype)
+    first, second = parts["bias_ih"], parts["bias_hh"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.where(second == 0, first, first + second)  # -0.0 + 0.0 would be 0.0
+    if np.isinf(total[np.isfinite(first) & np.isfinite(second)]).any():
+        raise ValueError(f"{_shown(f'{prefix}bias')}, the sum of two biases, does not fit into {total.dtype}")
+    return total
+
+
+def _refuse_foreign(name: str, arrays: Arrays) -> None:
+    """A ValueError if `name` is not of a PyTorch module that minidl has."""
+    prefix, part = _split(name)
+    match = THEIRS.fullmatch(part)
+    keras = re.split(r"[./]", name)[-1].partition(":")[0]
+    if match and match[3]:
+        raise ValueError(f"{_shown(name)} is of a bidirectional LSTM; minidl's runs in one direction")
+    if match and match[1] == "weight_hr":
+        raise ValueError(f"{_shown(name)} is of an LSTM that projects its output (proj_size); minidl's does not")
+    if part in WEIGHTS:
+        raise ValueError(f"{_shown(name)} has no layer, as in {part}_l0: it is minidl's own name, or an LSTMCell's")
+    if keras in ("kernel", "recurrent_kernel"):
+        raise ValueError(f"{_shown(name)} is a name of Keras, whose kernels are transposed, (inputs, outputs)")
+    if part in ("W", "R", "B") and {f"{prefix}W", f"{prefix}R"} <= arrays.keys():
+        raise ValueError(f"{_shown(name)} is a name of ONNX, whose LSTM has the gates in another order, i, o, f, c")
+
+
+def _check_lstm(arrays: Arrays, weight_ih: str, weight_hh: str, *biases: str) -> None:
+    """An LSTM's parts, by their names, are all there and fit each other."""
+    names = (weight_ih, weight_hh, *biases)
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        there = next(name for name in names if name in arrays)
+        raise ValueError(f"{_shown(there)} stands there without {_shown(missing[0])}")
+    shape = arrays[weight_hh].shape
+    H = shape[-1] if shape else 0
+    if shape != (4 * H, H):
+        kind = {(3 * H, H): ", a GRU's", (H, H): ", an RNN's"}.get(shape, "")
+        raise ValueError(f"{_shown(weight_hh)} must have an LSTM's shape (4H, H), got {shape}{kind}")
+    if arrays[weight_ih].ndim != 2 or len(arrays[weight_ih]) != 4 * H:
+        raise ValueError(f"{_shown(weight_ih)} must have shape ({4 * H}, I), got {arrays[weight_ih].shape}")
+    for name in biases:
+        if arrays[name].shape != (4 * H,):
+            raise ValueError(f"{_shown(name)} must have shape ({4 * H},), got {arrays[name].shape}")
+
+
+def _check_layers(prefix: str, layers: Mapping[int, Any]) -> None:
+    missing = min(set(range(len(layers))) - layers.keys(), default=None)
+    if missing is not None:
+        raise ValueError(f"the LSTM {_shown(prefix)} has a layer {max(layers)} but no layer {missing}")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """("lstm.", "weight_ih") of "lstm.weight_ih"."""
+    prefix, dot, part = name.rpartition(".")
+    return prefix + dot, part
+
+
+def _put(found: Arrays, name: str, array: np.ndarray) -> None:
+    if name in found:
+        raise ValueError(f"two tensors would have the name {_shown(name)}")
+    found[name] = array
+
+
+def _shown(name: str) -> str:
+    return ascii(name[:100])
