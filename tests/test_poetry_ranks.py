@@ -14,7 +14,7 @@ import ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from model import Batch
-from poetry_helpers import PROGRAMS, VOCABULARY, Outcome, jsonl, pseudo_poems, run_program, small_model, tree
+from poetry_helpers import PROGRAMS, VOCABULARY, Outcome, jsonl, pseudo_poems, refused, run_program, small_model, tree
 from tasks import Rows
 
 import minidl
@@ -276,5 +276,4 @@ def test_help_ends_all_ranks(tmp_path: Path) -> None:
 def test_without_mpi_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    outcome = run_program("train", "--distributed")
-    assert outcome.code == 2 and "pip install 'minidl[distributed]'" in outcome.err
+    refused(run_program("train", "--distributed"), "mpi4py is not installed", "pip install -e '.[distributed]'")

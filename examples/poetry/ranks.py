@@ -95,11 +95,10 @@ class Ranks(Alone):
     """One of several processes that MPI has started."""
 
     def __init__(self) -> None:
+        cli.require("mpi4py", "distributed")
         try:
             from mpi4py import MPI
-        except ImportError as error:
-            raise cli.UsageError(f"--distributed needs mpi4py: pip install 'minidl[distributed]' ({error})") from error
-        except RuntimeError as error:  # the package is there, an MPI library is not
+        except (ImportError, RuntimeError) as error:  # the package is there, an MPI library is not
             raise cli.UsageError(f"--distributed needs an MPI library: {' '.join(str(error).split())}") from error
         self.mpi, self.comm = MPI, MPI.COMM_WORLD
         self.rank, self.size = self.comm.rank, self.comm.size
