@@ -27,7 +27,7 @@ from results import Question, Ratio  # noqa: E402
 
 GPU = ("device_calls", "gpu")
 PROGRAMS = ("train_step", "profile_step", "sweep", "poems_epoch", "generate", "memory", "scaling", "plots", *GPU)
-PROGRAMS += ("time_to_perplexity",)
+PROGRAMS += ("time_to_perplexity", "distributed")
 FIELDS = ("ratio", "ratio_is", "ours", "peers", "floor", "unit", "spread", "versions", "cores", "rounds")
 PRETENDING = f"""
 import sys
