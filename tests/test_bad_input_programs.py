@@ -29,8 +29,8 @@ from verse_helpers import VERSES, verse_model
 import minidl
 
 ROOT = PROGRAMS.parent.parent
-NAMES = ["train", "generate", "report", "evaluate_verse", "shrink"]
-NEEDED = {"shrink": ["run", "--out", "small"]}  # what a program cannot do without
+NAMES = ["train", "prepare", "generate", "report", "evaluate_verse", "shrink"]
+NEEDED = {"shrink": ["run", "--out", "small"], "prepare": ["--out", "big"]}  # what a program cannot do without
 NO_NUMBERS = ["", " ", "x", "nan", "inf", "-inf", "-1", "1e999", "0x1", "1,5", "1 2", "1\n2", "½", "\udcff"]
 NO_WORDS = ["", "x", "ADAM", "numpy ", "五言", "\udcff"]
 
@@ -409,6 +409,7 @@ def test_bytes_that_are_no_text_and_a_bare_environment(here: Path, trained: Path
         ["benchmarks/device_calls.py", "--nonsense"],
         ["benchmarks/plots.py", "missing.json"],
         ["benchmarks/generate.py", "--count", "0"],
+        ["benchmarks/mapped.py", "--gigabytes", "0"],
     ],
     ids=" ".join,
 )

@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +54,9 @@ class Batches(Sequence[Batch]):
     def __init__(self, part: Part, batch_size: int) -> None:
         self.part, self.batch_size = part, batch_size
         self.block = batch_size * math.ceil(BLOCK / batch_size)  # poems
-        edges = [*range(0, len(part.lengths), self.block), len(part.lengths)]
-        sizes = [int(part.lengths[a:b].sum(dtype=np.int64)) + b - a for a, b in pairwise(edges)]
-        self.starts = np.cumsum([0, *sizes])  # of every block's ids, and the end
+        blocks = (part.lengths[at : at + self.block] for at in range(0, len(part.lengths), self.block))
+        sizes = np.fromiter((block.sum(dtype=np.int64) + len(block) for block in blocks), np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])  # of every block's ids, and the end
         if self.starts[-1] != len(part.ids):
             raise damaged(part.path, f"it has {len(part.ids):,} ids, and the lengths ask for {self.starts[-1]:,}")
 
