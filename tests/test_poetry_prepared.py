@@ -153,6 +153,18 @@ def test_poems_of_blocks_that_lie_apart_are_mixed() -> None:
     assert {poems.index(poem) // 20 for poem in first[:20]} == blocks
 
 
+def test_no_two_mixes_are_shuffled_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, seen = prepared.load(prepare(pseudo_poems(600))).task(10), []
+    batches = prepared.Mixed.batches
+
+    def watched(self: prepared.Mixed, size: int, rng: np.random.Generator, start: int = 0) -> Any:
+        seen.append(rng.bit_generator.state["state"]["state"])
+        return batches(self, size, rng, start)
+
+    monkeypatch.setattr(prepared.Mixed, "batches", watched)
+    assert len(list(task.train(rng()))) == task.steps and len(set(seen)) == len(seen) > 5
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "prepared": lambda: prepared.load(prepare(poems_of_lengths(600))).task(8),
     "packed": lambda: packed_task([poems_of_lengths(90)] * 3, VOCABULARY, 8),
@@ -297,6 +309,11 @@ def ids_with(place: int, value: int) -> Callable[[Path], None]:
     return change
 
 
+def without_an_end(folder: Path) -> None:
+    lengths = np.load(folder / "train.lengths.npy")
+    ids_with(int(lengths[0]), 5)(folder)
+
+
 def swapped(folder: Path) -> None:
     """Two poems of different lengths."""
     lengths = np.load(folder / "train.lengths.npy")
@@ -335,6 +352,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "objects": (lambda folder: np.save(folder / "test.ids.npy", np.array([{}])), "test.ids.npy"),
     "an id beyond the vocabulary": (ids_with(1, 200), "id 200"),
     "a poem without its beginning": (ids_with(0, 5), "do not begin and end"),
+    "a poem without its end": (without_an_end, "do not begin and end"),
     "other lengths": (swapped, "do not begin and end"),
 }
 
