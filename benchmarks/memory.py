@@ -59,13 +59,13 @@ def peak_of(build: Callable[[], Callable[[], float]]) -> dict[str, float]:
 
 def now() -> float:
     """Resident MiB; where only the most so far is known, that."""
-    return _status("VmRSS") if sys.platform == "linux" else peak()
+    return status("VmRSS") if sys.platform == "linux" else peak()
 
 
 def peak() -> float:
     """The most resident MiB so far."""
     if sys.platform == "linux":
-        return _status("VmHWM")
+        return status("VmHWM")
     if sys.platform == "win32":
         import psutil
 
@@ -76,10 +76,10 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEBIBYTE
 
 
-def _status(name: str) -> float:
-    """A field of Linux' /proc/self/status, which counts in KiB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / MEBIBYTE
+def status(name: str, process: int | str = "self") -> float:
+    """A field, in MiB, of Linux' /proc/PROCESS/status, which counts in KiB; 0 of a process that has ended."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0) * 1024 / MEBIBYTE
 
 
 if __name__ == "__main__":

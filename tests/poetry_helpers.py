@@ -9,7 +9,7 @@ import random
 import runpy
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -20,6 +20,7 @@ from model import PoemModel
 from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
 
 import minidl
+from minidl import optimizers
 
 PROGRAMS = Path(__file__).parent.parent / "examples" / "poetry"
 CHARACTERS = "甲乙丙丁日月山夜紅"  # of the report's seven first characters 湖 and 海 are missing
@@ -28,6 +29,7 @@ EPOCH_FIELDS = [
     *("epoch", "train_loss", "validation_loss", "validation_perplexity"),
     *("seconds", "chars_per_second"),
 ]
+CLOCK = ("seconds", "chars_per_second")
 SMALL = ("--hidden-size", "8", "--embedding-size", "6", "--batch-size", "32")
 
 
@@ -132,3 +134,36 @@ def weights(model: minidl.Layer) -> bytes:
 def tree(folder: Path) -> list[str]:
     """Everything in `folder`, however deep."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def results(folder: Path | str) -> tuple[Any, ...]:
+    """What the run left, but for what a clock had a hand in."""
+    tensors, facts = minidl.load(Path(folder) / "model.safetensors")
+    lines = [{n: v for n, v in line.items() if n not in CLOCK} for line in jsonl(Path(folder) / "metrics.jsonl")]
+    bits = {name: tensor.tobytes() for name, tensor in tensors.items()}
+    return bits, facts["epoch"], lines, (Path(folder) / "poems.txt").read_bytes(), position(folder)
+
+
+def position(folder: Path | str) -> tuple[Any, ...]:
+    """Where the run stands, bit for bit."""
+    tensors, facts = minidl.load(Path(folder) / "checkpoint.safetensors")
+    return {name: tensor.tobytes() for name, tensor in tensors.items()}, facts["rng"], facts["sums"]
+
+
+class Killed(BaseException):
+    """Nobody catches it, and nobody tidies up."""
+
+
+@contextlib.contextmanager
+def killed_after(steps: int) -> Iterator[None]:
+    """The program ends without a word once it has made so many steps."""
+    step, made = optimizers.Optimizer.step, []
+
+    def counted(self: optimizers.Optimizer) -> None:
+        if len(made) == steps:
+            raise Killed
+        made.append(step(self))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(optimizers.Optimizer, "step", counted)
+        yield

@@ -29,8 +29,12 @@ from verse_helpers import VERSES, verse_model
 import minidl
 
 ROOT = PROGRAMS.parent.parent
-NAMES = ["train", "generate", "report", "evaluate_verse", "shrink", "export"]
-NEEDED = {"shrink": ["run", "--out", "small"], "export": ["--out", "a.onnx"]}  # what a program cannot do without
+NAMES = ["train", "prepare", "generate", "report", "evaluate_verse", "shrink", "export"]
+NEEDED = {  # what a program cannot do without
+    "shrink": ["run", "--out", "small"],
+    "export": ["--out", "a.onnx"],
+    "prepare": ["--out", "big"],
+}
 NO_NUMBERS = ["", " ", "x", "nan", "inf", "-inf", "-1", "1e999", "0x1", "1,5", "1 2", "1\n2", "½", "\udcff"]
 NO_WORDS = ["", "x", "ADAM", "numpy ", "五言", "\udcff"]
 
@@ -420,6 +424,7 @@ def test_bytes_that_are_no_text_and_a_bare_environment(here: Path, trained: Path
         ["benchmarks/device_calls.py", "--nonsense"],
         ["benchmarks/plots.py", "missing.json"],
         ["benchmarks/generate.py", "--count", "0"],
+        ["benchmarks/mapped.py", "--gigabytes", "0"],
     ],
     ids=" ".join,
 )

@@ -27,7 +27,7 @@ from results import Question, Ratio  # noqa: E402
 
 GPU = ("device_calls", "gpu")
 PROGRAMS = ("train_step", "profile_step", "sweep", "poems_epoch", "generate", "memory", "scaling", "plots", *GPU)
-PROGRAMS += ("time_to_perplexity", "distributed")
+PROGRAMS += ("time_to_perplexity", "distributed", "mapped")
 FIELDS = ("ratio", "ratio_is", "ours", "peers", "floor", "unit", "spread", "versions", "cores", "rounds")
 PRETENDING = f"""
 import sys
@@ -262,6 +262,18 @@ def test_time_to_perplexity_ends_with_the_epoch_that_reaches_the_bar(tmp_path: P
     assert 1 < figures["loss"] < 99 and figures["epochs"] == 1 and result["ours"] == figures["seconds"] > 0
     _, err = run("time_to_perplexity", *options, "--bar", "0.1", code=2)
     assert "nats after all" in err
+
+
+def test_mapped_trains_from_a_prepared_folder_and_draws_all_of_it(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus", pseudo_poems(290))
+    options = ("--corpus", str(folder), "--files", "8", "--rounds", "2", "--steps", "1", "--out", str(tmp_path / "out"))
+    result = run_json("mapped", *options, "--gigabytes", "0.00002", "--folder", str(tmp_path))
+    assert result == json.loads((tmp_path / "out" / "mapped.json").read_text(encoding="utf-8"))
+    assert result["repeats"] == 4 and result["map_bytes"] > 290 * 12 * 3 and result["ratio"] > 0
+    assert len(result["training"]) == 2 and result["walk"][-1]["batches"] == 9, "267 poems, four times"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out"], "the text and the map are gone"
+    if sys.platform == "linux":
+        assert result["walk"][0]["anonymous"] > 1 and png_size(tmp_path / "out" / "mapped.png")[0] > 500
 
 
 @pytest.mark.oracle

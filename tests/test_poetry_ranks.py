@@ -183,6 +183,16 @@ def test_gradients_on_a_device_are_summed_too(alone: Any, text: Path, tmp_path: 
     assert apart(weights(alone("adam")), weights(tmp_path)) < 1e-3
 
 
+@with_mpi
+def test_ranks_train_from_mapped_files(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_program("prepare", "--text", text, "--out", "big").code == 0
+    arguments = ["--prepared", str(tmp_path / "big"), *options(text, "--optimizer", "sgd")[2:]]
+    assert run_program("train", *arguments).code == 0
+    assert distributed(2, tmp_path / "two", *arguments).code == 0
+    assert apart(weights(tmp_path), weights(tmp_path / "two")) < 1e-5
+
+
 # Going on
 
 

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,18 @@ import pytest
 import resuming
 from model import PoemModel
 from poetry_helpers import (
+    CLOCK,
     PROGRAMS,
     SMALL,
     VOCABULARY,
+    Killed,
     Outcome,
     jsonl,
+    killed_after,
     never,
     pseudo_poems,
     refused,
+    results,
     run_program,
     small_model,
     tree,
@@ -43,11 +46,9 @@ from tasks import packed_task
 from training import Standing, build_optimizer, fit
 
 import minidl
-from minidl import optimizers
 
 STEPS = 9  # an epoch's, of about 270 poems in batches of 32
 KILLS = 200 if os.environ.get("MINIDL_THOROUGH") else 4
-CLOCK = ("seconds", "chars_per_second")
 
 
 @pytest.fixture(autouse=True)
@@ -71,39 +72,6 @@ def command(folder: Path, *arguments: object) -> tuple[object, ...]:
 
 def train(*arguments: object) -> Outcome:
     return run_program("train", *arguments)
-
-
-def results(folder: Path | str) -> tuple[Any, ...]:
-    """What the run left, but for what a clock had a hand in."""
-    tensors, facts = minidl.load(Path(folder) / "model.safetensors")
-    lines = [{n: v for n, v in line.items() if n not in CLOCK} for line in jsonl(Path(folder) / "metrics.jsonl")]
-    bits = {name: tensor.tobytes() for name, tensor in tensors.items()}
-    return bits, facts["epoch"], lines, (Path(folder) / "poems.txt").read_bytes(), position(folder)
-
-
-def position(folder: Path | str) -> tuple[Any, ...]:
-    """Where the run stands, bit for bit."""
-    tensors, facts = minidl.load(Path(folder) / "checkpoint.safetensors")
-    return {name: tensor.tobytes() for name, tensor in tensors.items()}, facts["rng"], facts["sums"]
-
-
-class Killed(BaseException):
-    """Nobody catches it, and nobody tidies up."""
-
-
-@contextlib.contextmanager
-def killed_after(steps: int) -> Iterator[None]:
-    """The program ends without a word once it has made so many steps."""
-    step, made = optimizers.Optimizer.step, []
-
-    def counted(self: optimizers.Optimizer) -> None:
-        if len(made) == steps:
-            raise Killed
-        made.append(step(self))
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(optimizers.Optimizer, "step", counted)
-        yield
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one-cycle"])

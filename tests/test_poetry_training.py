@@ -324,9 +324,9 @@ def test_whatever_interrupts_an_epoch_leaves_the_best_weights(error: type[BaseEx
     task = small_task()
     epochs: list[int] = []
 
-    def train(rng: np.random.Generator) -> Iterator[Batch]:
+    def train(rng: np.random.Generator, start: int = 0) -> Iterator[Batch]:
         epochs.append(1)
-        for place, batch in enumerate(task.train(rng)):
+        for place, batch in enumerate(task.train(rng, start)):
             if len(epochs) == 2 and place == 1:
                 raise error
             yield batch

@@ -25,7 +25,9 @@ def test_the_code_prints_what_the_readme_says(capsys: pytest.CaptureFixture[str]
 
 def test_every_command_line_is_one_that_the_program_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [match for language, block in BLOCKS if language == "sh" for match in PROGRAM.findall(block)]
-    assert {program for program, _ in commands} == {"train", "generate", "report", "evaluate_verse", "shrink", "export"}
+    assert {program for program, _ in commands} == {
+        *("train", "prepare", "generate", "report", "evaluate_verse", "shrink", "export"),
+    }
     for program, arguments in commands:
         words = shlex.split(arguments, comments=True)
         monkeypatch.setattr("sys.argv", [f"{program}.py", *words])

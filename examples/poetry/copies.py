@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from vocabulary import code_points
 from whole_files import write_bytes
 
 FILE = "lines.npy"  # beside model.safetensors
@@ -101,7 +102,7 @@ def extend(before: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 def codes_of(text: str) -> np.ndarray:
     """A text's characters as numbers (len(text),)."""
-    return np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.uint64)
+    return code_points(text).astype(np.uint64)
 
 
 def token_codes(tokens: Iterable[str]) -> np.ndarray:

@@ -72,7 +72,7 @@ def report_task(poems: Sequence[str], batch_size: int = BATCH_SIZE, width: int =
     train_batches, test_batches = cut(0, train), cut(train, len(poems))
     return Task(
         vocabulary=vocabulary,
-        train=lambda rng: train_batches,
+        train=lambda rng, start=0: train_batches[start:],
         steps=len(train_batches),
         validation=test_batches,  # the report's test part also decides when to stop
         test=test_batches,
@@ -94,7 +94,7 @@ def rows_task(poems: Sequence[str], batch_size: int, width: int = WIDTH) -> Task
     test = [batch(np.array([row])) for row in range(train, len(poems))]
     return Task(
         vocabulary=vocabulary,
-        train=lambda rng: map(batch, minidl.bucketed_batches(lengths[:train], batch_size, rng)),
+        train=lambda rng, start=0: map(batch, minidl.bucketed_batches(lengths[:train], batch_size, rng)[start:]),
         steps=math.ceil(train / batch_size),
         validation=[batch(train + picked) for picked in minidl.bucketed_batches(lengths[train:], batch_size, 0)],
         test=test,

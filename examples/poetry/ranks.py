@@ -54,10 +54,6 @@ class Alone:
         """Every `size`-th of `values`."""
         return values
 
-    def joined(self, mine: Sequence[T]) -> Sequence[T]:
-        """All values in their order again, from what each rank has made of its own."""
-        return mine
-
     def sum_gradients(self, params: Sequence[minidl.Parameter]) -> None:
         """Put the sum over all ranks into every parameter's gradient."""
 
@@ -131,12 +127,6 @@ class Ranks(Alone):
 
     def mine(self, values: Iterable[T]) -> Iterable[T]:
         return itertools.islice(values, self.rank, None, self.size)
-
-    def joined(self, mine: Sequence[T]) -> Sequence[T]:
-        parts = self._together(lambda: self.comm.allgather(list(mine)))
-        missing = object()
-        rows = itertools.zip_longest(*parts, fillvalue=missing)
-        return [value for row in rows for value in row if value is not missing]
 
     def sum_gradients(self, params: Sequence[minidl.Parameter]) -> None:
         for segment in segments(params):  # one, once an optimizer has them

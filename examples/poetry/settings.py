@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +51,21 @@ RECIPES: dict[str, dict[str, Any]] = {  # what they change of it
         "tied": True,
     },
 }
+TANG = ("corpus", "files", "max_length")  # which poems of the Tang
+POEMS = ("text", *TANG, "max_vocabulary", "min_count")  # what a prepared folder has decided
 NOT_SETTINGS = ("out", "resume", "distributed", "checkpoint_every", "tensorboard", "typed", "checkpoint")
-MAY_CHANGE = ("backend", "corpus", "text")  # of the settings of a run that goes on; its poems must be the same
+MAY_CHANGE = ("backend", "corpus", "text", "prepared")  # when a run goes on; its poems must be the same
 
 
 def parse_arguments() -> Namespace:
     parser = cli.Parser("Train an LSTM on the Tang poems; writes metrics, curves, poems and the best model to --out.")
 
-    def add(name: str, help: str, **how: Any) -> None:  # no default yet: whatever is not None was typed
-        default = DEFAULTS.get(name[2:].replace("-", "_"))
-        parser.add_argument(name, help=help if default in (None, False) else f"{help} (default: {default})", **how)
-
+    add = adder(parser)
     rates = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
     share = cli.real(lambda p: 0 <= p < 1, "from 0 to below 1")
     add("--backend", "numpy: the processor; cupy: an NVIDIA GPU", choices=["numpy", "cupy"])
-    add("--corpus", "a folder with poet.tang.N.json files; without it they are fetched", type=Path, metavar="DIR")
-    add("--files", "how many of the 58 Tang files, from the first", type=cli.whole(1, 58))
-    add("--text", "train on this UTF-8 text instead, one poem or passage a line", type=Path, metavar="FILE")
-    add("--max-length", "leave out poems of more characters", type=cli.whole(1))
-    add("--max-vocabulary", "know only the N most frequent characters", type=cli.whole(1), metavar="N")
-    add("--min-count", "know only characters seen so often", type=cli.whole(1))
+    add_poems(add)
+    add("--prepared", "train on what prepare.py wrote there, which may be larger than memory", type=Path, metavar="DIR")
     recipe = "best replaces the defaults below by those with the lowest perplexity"
     add("--recipe", recipe, choices=list(RECIPES))
     protocols = "report: its experiment, whose settings replace the defaults below; report-rows: its poems, targets "
@@ -100,14 +96,40 @@ def parse_arguments() -> Namespace:
     args.checkpoint = resuming.read(args.out) if args.resume else None
     if args.checkpoint is not None:  # its run's arguments come first, so that those typed now count
         parser.parse_args([*args.checkpoint.facts["typed"], *sys.argv[1:]], args)
-    for name in ("corpus", "files", "max_length"):
-        if args.text and getattr(args, name) is not None:
-            parser.error(f"--text and --{name.replace('_', '-')} exclude each other")
+    exclude(parser, args, "text", TANG)
+    exclude(parser, args, "prepared", (*POEMS, "protocol"))
     args.typed = typed(args)
     settle(parser, args)
     if args.checkpoint is not None:
         check_the_same(parser, args, args.checkpoint.facts["arguments"])
     return args
+
+
+def adder(parser: cli.Parser) -> Callable[..., None]:
+    """A function that adds an option, its default in the help but not in effect: whatever is not None was typed."""
+
+    def add(name: str, help: str, **how: Any) -> None:
+        default = DEFAULTS.get(name[2:].replace("-", "_"))
+        parser.add_argument(name, help=help if default in (None, False) else f"{help} (default: {default})", **how)
+
+    return add
+
+
+def add_poems(add: Callable[..., None]) -> None:
+    """The options that say which poems are learned, and which of their characters."""
+    add("--corpus", "a folder with poet.tang.N.json files; without it they are fetched", type=Path, metavar="DIR")
+    add("--files", "how many of the 58 Tang files, from the first", type=cli.whole(1, 58))
+    add("--text", "learn this UTF-8 text instead, one poem or passage a line", type=Path, metavar="FILE")
+    add("--max-length", "leave out poems of more characters", type=cli.whole(1))
+    add("--max-vocabulary", "know only the N most frequent characters", type=cli.whole(1), metavar="N")
+    add("--min-count", "know only characters seen so often", type=cli.whole(1))
+
+
+def exclude(parser: cli.Parser, args: Namespace, name: str, others: Sequence[str]) -> None:
+    """An error if the option `name` was typed and one of `others` too."""
+    for other in others:
+        if getattr(args, name) is not None and getattr(args, other) is not None:
+            parser.error(f"--{name} and --{other.replace('_', '-')} exclude each other")
 
 
 def typed(args: Namespace) -> list[str]:
@@ -145,7 +167,7 @@ def settle(parser: cli.Parser, args: Namespace) -> None:
         args.epochs = protocol.EPOCHS
     recipe = RECIPES[args.recipe or "default"]
     for name, default in {**DEFAULTS, **recipe}.items():
-        fixed = settings.get(name, default)
+        fixed = None if args.prepared and name in POEMS else settings.get(name, default)
         if getattr(args, name) is None:
             setattr(args, name, fixed)
         elif name in settings:

@@ -27,7 +27,8 @@ def main() -> int:
     args = parse_arguments()
     model, vocabulary, facts = load_model(args.run / FILE)
     made = facts.get("arguments") or {}
-    if not {"text", "protocol", "files", "max_length"} <= made.keys() or made["text"] or made["protocol"]:
+    others = any(made.get(name) for name in ("text", "protocol", "prepared"))
+    if not {"text", "protocol", "files", "max_length"} <= made.keys() or others:
         raise cli.UsageError(f"{args.run / FILE} was not trained on the Tang poems by a recipe of train.py")
     try:
         index = LineIndex.load(args.run / copies.FILE)

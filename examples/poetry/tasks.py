@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from model import Batch
@@ -14,11 +15,20 @@ from vocabulary import BEGIN, END, Vocabulary
 import minidl
 
 
+class Epoch(Protocol):
+    """One epoch's batches, a function of the generator as it comes; from batch `start` on, those before not built.
+
+    However many are left out, the generator is afterwards the same.
+    """
+
+    def __call__(self, rng: np.random.Generator, start: int = 0) -> Iterable[Batch]: ...
+
+
 class Task(NamedTuple):
     """What there is to learn: a vocabulary, and the batches of each part of the corpus."""
 
     vocabulary: Vocabulary
-    train: Callable[[np.random.Generator], Iterable[Batch]]  # one epoch's batches
+    train: Epoch
     steps: int  # batches per epoch
     validation: Sequence[Batch]
     test: Sequence[Batch]
@@ -63,9 +73,9 @@ class Rows:
         inputs, targets = (self.ids[part].astype(np.int32) for part in (places, places + 1))
         return Batch(inputs, targets, alive.sum(axis=1).tolist())
 
-    def batches(self, batch_size: int, rng: np.random.Generator | int) -> Iterator[Batch]:
-        """All poems once, in shuffled batches of like lengths."""
-        return (self.batch(picked) for picked in minidl.bucketed_batches(self.lengths, batch_size, rng))
+    def batches(self, batch_size: int, rng: np.random.Generator | int, start: int = 0) -> Iterator[Batch]:
+        """All poems once, in shuffled batches of like lengths; from batch `start` on."""
+        return map(self.batch, minidl.bucketed_batches(self.lengths, batch_size, rng)[start:])
 
 
 def packed_task(parts: Sequence[Collection[str]], vocabulary: Vocabulary, batch_size: int) -> Task:
@@ -73,7 +83,7 @@ def packed_task(parts: Sequence[Collection[str]], vocabulary: Vocabulary, batch_
     train, validation, test = rows = [Rows(part, vocabulary) for part in parts]
     return Task(
         vocabulary=vocabulary,
-        train=lambda rng: train.batches(batch_size, rng),
+        train=partial(train.batches, batch_size),
         steps=math.ceil(len(train.lengths) / batch_size),
         validation=list(validation.batches(batch_size, 0)),
         test=[test.batch(np.array([poem])) for poem in range(len(test.lengths))],  # one by one: for the error

@@ -5,6 +5,7 @@ python examples/poetry/train.py --recipe best       the recipe with the lowest p
 python examples/poetry/train.py --protocol report   the report's own experiment, as it was
 python examples/poetry/train.py --protocol report-rows --recipe best    its poems and test part, learned better
 python examples/poetry/train.py --text FILE         your own poems or prose, one a line
+python examples/poetry/train.py --prepared DIR      what prepare.py has written, of a corpus that may exceed the memory
 python examples/poetry/train.py --resume            go on with the run that was saved last, as if it had never stopped
 mpiexec -n 2 python examples/poetry/train.py --distributed      by two processes, which share every batch
 """
@@ -24,6 +25,7 @@ import copies
 import corpus
 import curves_log
 import numpy as np
+import prepared
 import protocol
 import ranks
 import resuming
@@ -40,14 +42,12 @@ from whole_files import write_text
 import minidl
 from minidl.schedules import Schedule
 
-MAX_PIECE = 200  # longer lines of a --text are cut, since a batch takes as many steps as its longest
-
 
 class Data(NamedTuple):
     """What a run learns from."""
 
     task: Task
-    lines: LineIndex  # all that its poems have
+    lines: LineIndex | None  # all that its poems have; None where there may be too many
     poems: str  # a hash of them
 
 
@@ -79,7 +79,7 @@ def kept(out: Path) -> str:
 
 
 def train(args: Namespace, out: Path, together: Alone) -> int:
-    data = report_data(args, together) if args.protocol else default_data(args, together)
+    data = data_of(args, together)
     task = data.task
 
     rng = np.random.default_rng(args.seed)
@@ -105,6 +105,7 @@ def train(args: Namespace, out: Path, together: Alone) -> int:
             if together.first:
                 path = out / "model.safetensors"
                 save_model(path, model, task.vocabulary, epoch=standing.best_epoch, **facts)
+            if together.first and data.lines is not None:
                 data.lines.save(out / copies.FILE)  # for generate.py --no-copy
 
         def after_step() -> None:
@@ -173,6 +174,12 @@ def build_schedule(args: Namespace, model: PoemModel, task: Task) -> Schedule:
     return minidl.Constant(optimizer)
 
 
+def data_of(args: Namespace, together: Alone) -> Data:
+    if args.prepared:
+        return prepared_data(args)
+    return report_data(args, together) if args.protocol else default_data(args, together)
+
+
 def default_data(args: Namespace, together: Alone = ranks.ALONE) -> Data:
     """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
     parts = together.of_first(lambda: read_parts(args))
@@ -186,8 +193,7 @@ def read_parts(args: Namespace) -> list[Joined]:
     """The training, validation and test poems; no other string of the corpus lives on."""
     if args.text:
         found = corpus.read_text(args.text)
-        pieces = (line[at : at + MAX_PIECE] for line in found.poems for at in range(0, len(line), MAX_PIECE))
-        poems = list(dict.fromkeys(pieces))
+        poems = list(dict.fromkeys(corpus.pieces(found.poems)))
     else:
         found = corpus.load(args.corpus, args.files, max_length=args.max_length)
         poems = found.poems
@@ -206,6 +212,13 @@ def report_data(args: Namespace, together: Alone) -> Data:
         task = protocol.rows_task(found.poems, args.batch_size)
     cli.note(f"{len(found.poems):,} poems in the report's order, {counts_text(found)}")
     return Data(task, LineIndex.build(found.poems), resuming.hash_of([found.poems]))
+
+
+def prepared_data(args: Namespace) -> Data:
+    found = prepared.load(args.prepared)
+    counts = " / ".join(f"{len(part.lengths):,}" for part in found.parts)
+    cli.note(f"{counts} poems to train / validate / test, from {args.prepared}")
+    return Data(found.task(args.batch_size), None, found.digest)
 
 
 def counts_text(found: corpus.Corpus) -> str:
@@ -257,7 +270,7 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
     figures.draw_curves(args.out / "curves.png", lines, protocol.REPORTED[args.optimizer] if as_it_was else None)
     known = [start for start in STARTS if start in task.vocabulary]
     # A text in another script begins as it likes.
-    free = bool(args.text) and not known and len(task.vocabulary) > len(task.vocabulary.marks)
+    free = bool(args.text or args.prepared) and not known and len(task.vocabulary) > len(task.vocabulary.marks)
     starts = [""] * len(STARTS) if free else known
     # The report took the likeliest character at every place.
     written = write_poems(model, task.vocabulary, starts, task.max_length, argmax=as_it_was, rng=args.seed)

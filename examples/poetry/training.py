@@ -7,10 +7,10 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
+from held_out import Sums, perplexity
 from model import Batch, Nats, PoemModel
 from ranks import ALONE, Alone
 from tasks import Task
@@ -66,10 +66,6 @@ def build_optimizer(name: str, params: Sequence[minidl.Parameter], lr: float) ->
     if name == "sgd":
         return minidl.SGD(params, lr, momentum=0.9)
     return {"adam": minidl.Adam, "adagrad": minidl.AdaGrad, "adadelta": minidl.Adadelta}[name](params, lr)
-
-
-def perplexity(nats: float) -> float:
-    return math.exp(min(nats, 700))  # e^709 is the largest float
 
 
 class Diverged(Exception):
@@ -210,7 +206,7 @@ def _epoch(
         clock = time.perf_counter()
 
     rng, train = copy.deepcopy(standing.rng), standing.mean
-    batches = islice(task.train(rng), train.batches, None)
+    batches = task.train(rng, train.batches)
     epoch = len(standing.lines) + 1
     progress = Progress(
         total=task.steps, initial=train.batches, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet
@@ -255,34 +251,18 @@ def held_out_figures(model: PoemModel, task: Task, ranks: Alone = ALONE) -> dict
     Where there are poems of more than MAX_LENGTH characters, the shorter ones have figures of their own, so that
     models with different limits can be compared.
     """
-    means = ranks.joined([evaluate(model, [batch]) for batch in ranks.mine(task.test)])
-    figures = _figures("test", means)
-    unknown = task.vocabulary.ids[UNKNOWN]
-    unknowns = sum(int((batch.targets == unknown).sum()) for batch in task.test)
-    figures |= {"vocabulary_size": len(task.vocabulary), "unknown_rate": unknowns / figures["test_targets"]}
-    figures |= _errors("test", means)
+    every, short, unknowns = Sums(), Sums(), 0
+    for batch in ranks.mine(task.test):
+        mean = evaluate(model, [batch])
+        every.add(mean.nats, mean.targets, mean.poems)
+        if mean.targets <= MAX_LENGTH + 1:  # the end is a target too
+            short.add(mean.nats, mean.targets, mean.poems)
+        unknowns += int((batch.targets == task.vocabulary.ids[UNKNOWN]).sum())
+    every, short = (Sums(*ranks.sum(list(vars(sums).values()))) for sums in (every, short))
+    (unknowns,) = ranks.sum([unknowns])
+    figures = every.figures("test")
+    figures |= {"vocabulary_size": len(task.vocabulary), "unknown_rate": unknowns / every.targets}
+    figures |= every.errors("test")
     if task.max_length > MAX_LENGTH:
-        means = [mean for mean in means if mean.targets <= MAX_LENGTH + 1]  # the end is a target too
-        figures |= _figures("short_test", means) | _errors("short_test", means)
+        figures |= short.figures("short_test") | short.errors("short_test")
     return figures
-
-
-def _figures(part: str, means: Sequence[Mean]) -> dict[str, float]:
-    """Loss, perplexity and targets of all `means` together."""
-    targets = sum(mean.targets for mean in means)
-    loss = sum(mean.nats for mean in means) / targets
-    return {f"{part}_loss": loss, f"{part}_perplexity": perplexity(loss), f"{part}_targets": targets}
-
-
-def _errors(part: str, means: Sequence[Mean]) -> dict[str, float]:
-    """The standard errors of these figures, if each mean is of one poem: what other poems would change.
-
-    The loss is a ratio of sums over poems, whose error is that of its residuals. Another seed would change it too.
-    """
-    if len(means) < 2 or any(mean.poems > 1 for mean in means):
-        return {}
-    nats, targets = np.array([[mean.nats, mean.targets] for mean in means]).T
-    loss = nats.sum() / targets.sum()
-    variance = ((nats - loss * targets) ** 2).sum() * len(means) / (len(means) - 1)
-    error = float(np.sqrt(variance) / targets.sum())
-    return {f"{part}_loss_error": error, f"{part}_perplexity_error": perplexity(loss) * error}

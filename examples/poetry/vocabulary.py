@@ -38,7 +38,14 @@ class Vocabulary:
 
         Among equals it is the first seen.
         """
-        counts = Counter(character for poem in poems for character in poem)
+        counts: Counter[str] = Counter()
+        for poem in poems:
+            counts.update(poem)
+        return cls.of_counts(counts, marks, most, least)
+
+    @classmethod
+    def of_counts(cls, counts: Counter[str], marks: Sequence[str], most: int | None, least: int) -> Vocabulary:
+        """As `build` makes it, of characters that have been counted; they are in the order in which they were seen."""
         return cls([*marks, *[character for character, count in counts.most_common() if count >= least][:most]])
 
     def __len__(self) -> int:
@@ -60,3 +67,8 @@ class Vocabulary:
                 break
             text.append(self.tokens[index])
         return "".join(text)
+
+
+def code_points(text: str) -> np.ndarray:
+    """A text's characters as numbers (len(text),), of 32 bits."""
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")

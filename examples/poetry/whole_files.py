@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
+
+STALE_SECONDS = 7200.0  # in which no file of a folder has been written to
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -33,6 +38,27 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """In UTF-8."""
     write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `path` when the block has ended; if it does not end well, it goes again.
+
+    What a killed process left behind goes too, once it is STALE_SECONDS old.
+    """
+    for left in path.parent.glob(".*.tmpdir"):
+        with contextlib.suppress(OSError):
+            if time.time() - max(file.stat().st_mtime for file in (left, *left.iterdir())) > STALE_SECONDS:
+                shutil.rmtree(left)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmpdir")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:  # tell of the folder that was asked for
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:

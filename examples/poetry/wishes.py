@@ -111,6 +111,8 @@ def line_index(model: Path, facts: dict[str, Any]) -> LineIndex:
     import corpus  # only here: it takes time to load
 
     arguments = facts.get("arguments") or {}
+    if arguments.get("prepared") is not None:
+        raise cli.UsageError("--no-copy needs the lines that the model was trained on, and prepare.py keeps none")
     longest = facts.get("max_length")
     cli.note(f"--no-copy reads the corpus once, for {path}")
     try:

@@ -1,0 +1,57 @@
+"""The figures of a test part, from sums: however many poems it has, none of their figures is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass
+class Sums:
+    """Over batches, each of so many nats n and targets t: of n, t, n^2, n t and t^2."""
+
+    batches: int = 0
+    several: int = 0  # batches of more than one poem
+    targets: int = 0
+    nats: float = 0.0
+    squares: float = 0.0
+    products: float = 0.0
+    target_squares: float = 0.0
+
+    def add(self, nats: float, targets: int, poems: int) -> None:
+        self.batches += 1
+        self.nats += nats
+        self.targets += targets
+        self.squares += nats * nats
+        self.products += nats * targets
+        self.target_squares += targets * targets
+        self.several += poems > 1
+
+    @property
+    def loss(self) -> float:
+        """In nats per target."""
+        return self.nats / self.targets
+
+    def figures(self, part: str) -> dict[str, float]:
+        """Loss, perplexity and targets."""
+        figures = {f"{part}_loss": self.loss, f"{part}_perplexity": perplexity(self.loss)}
+        return {**figures, f"{part}_targets": self.targets}
+
+    def errors(self, part: str) -> dict[str, float]:
+        """The standard errors of loss and perplexity: what other poems would change.
+
+        The loss L is a ratio of sums over poems, whose error is that of its residuals n - L t, of the sum of squares
+        sum n^2 - 2 L sum n t + L^2 sum t^2. Another seed would change it too. No error is told of fewer than two
+        poems, nor of batches of several.
+        """
+        if self.batches < 2 or self.several:
+            return {}
+        loss = self.loss
+        residuals = self.squares - 2 * loss * self.products + loss * loss * self.target_squares
+        variance = max(residuals, 0.0) * self.batches / (self.batches - 1)  # equal poems may round to below 0
+        error = math.sqrt(variance) / self.targets
+        return {f"{part}_loss_error": error, f"{part}_perplexity_error": perplexity(loss) * error}
+
+
+def perplexity(nats: float) -> float:
+    return math.exp(min(nats, 700))  # e^709 is the largest float
