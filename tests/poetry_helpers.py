@@ -9,7 +9,7 @@ import random
 import runpy
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -49,6 +49,20 @@ def pseudo_poems(count: int, seed: int = 0) -> list[str]:
         first, second = ("".join(rng.choices(CHARACTERS, k=4)) for _ in range(2))
         poems[f"{first}，{second}。"] = None
     return list(poems)
+
+
+def poems_of_lengths(count: int, longest: int = 30) -> list[str]:
+    """Different ones of 4 to `longest` characters."""
+    rng = random.Random(0)
+    return list(dict.fromkeys("".join(rng.choices(CHARACTERS, k=rng.randint(4, longest))) for _ in range(count)))
+
+
+def prepared_folder(poems: Iterable[str], out: str = "big", *options: object) -> Path:
+    """What prepare.py makes of `poems`, here."""
+    Path("text").write_text("\n".join(poems), encoding="utf-8")
+    outcome = run_program("prepare", "--text", "text", "--out", out, *options)
+    assert outcome.code == 0, outcome
+    return Path(out)
 
 
 def write_corpus(folder: Path, poems: Sequence[str], files: int = 8) -> Path:
