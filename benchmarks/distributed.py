@@ -149,18 +149,19 @@ def table(question: Question, result: Mapping[str, Any], picture: Path | None) -
 def projected(machine: projection.Machine) -> list[str]:
     """Tables from the model, a machine like this one as a rank."""
     largest = max(machine.seconds)
-    rows = [("projected, one machine a rank", "ranks", "strong", "ring alone", "weak", "overlapped", "half share")]
+    rows = [("projected, one machine a rank", "ranks", "strong", "ring alone", "weak", "overlapped", "half batch")]
     for link in projection.LINKS:
         for ranks in (16, 256, 4096):
             strong = projection.speedup(machine, ranks, 16 * largest, link)
             alone = projection.speedup(machine, ranks, 16 * largest, link, only_ring=True)
             weak = projection.efficiency(machine, ranks, largest, link)
             hidden = projection.efficiency(machine, ranks, largest, link, overlap=True)
-            half = projection.half_share(machine, ranks, link)
-            cells = f"{ranks:,}", f"{strong:.1f} x", f"{alone:.1f} x", f"{weak:.0%}", f"{hidden:.0%}", f"{half}"
+            half = projection.half_batch(machine, ranks, link)
+            cells = f"{ranks:,}", f"{strong:.1f} x", f"{alone:.1f} x", f"{weak:.1%}", f"{hidden:.1%}", f"{half:,}"
             rows.append((link.name, *cells))
     lines = layout(rows)
-    lines.append(f"strong: a batch of {16 * largest:,}; weak: {largest} a rank; half share: computes half of the time")
+    lines.append(f"strong: a batch of {16 * largest:,} shared; weak: {largest} a rank")
+    lines.append("half batch: the smallest with which the ranks are half as fast as perfect ones")
     for link in projection.LINKS:
         best = [f"{16**k * largest:,}: {projection.most_ranks(machine, 16**k * largest, link):,}" for k in range(4)]
         lines.append(f"{link.name}, batch and the ranks at which it is done soonest: {', '.join(best)}")

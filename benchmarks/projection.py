@@ -91,7 +91,7 @@ def most_ranks(machine: Machine, batch: int, link: Link) -> int:
     return min(RANKS, key=lambda ranks: step(machine, ranks, batch, link))
 
 
-def half_share(machine: Machine, ranks: int, link: Link) -> int:
-    """The smallest share with which ranks compute for at least half of the time."""
-    waiting = all_reduces(ranks, machine.size, link)
-    return next(share for share in range(1, 10**6) if machine.step(share) >= waiting)
+def half_batch(machine: Machine, ranks: int, link: Link) -> int:
+    """The smallest batch, a multiple of the ranks, with which they are at least half as good as perfect ones."""
+    shares = (share for share in range(1, 10**6) if speedup(machine, ranks, share * ranks, link) >= ranks / 2)
+    return next(shares) * ranks

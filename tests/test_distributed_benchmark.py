@@ -56,8 +56,9 @@ def test_more_ranks_stop_helping() -> None:
     free = Link("free", 0.0, 1e30)
     assert projection.most_ranks(MACHINE, 8, LINK) == 1
     assert projection.most_ranks(MACHINE, 8, free) == 8, "a share of one sequence is the smallest"
-    assert projection.half_share(MACHINE, 8, LINK) == 11  # 14 + 2 + 6 + 1 = 23 = 20 + 3
-    assert projection.half_share(MACHINE, 8, free) == 1
+    # t(2 b) = t(b) + 11 seconds of all-reduces where the line of 1 second a sequence has b = 11
+    assert projection.half_batch(MACHINE, 2, LINK) == 22
+    assert projection.half_batch(MACHINE, 1, free) == 1
 
 
 def test_the_picture(tmp_path: Path) -> None:
