@@ -184,6 +184,16 @@ def test_gradients_on_a_device_are_summed_too(alone: Any, text: Path, tmp_path: 
 
 
 @with_mpi
+def test_all_ranks_stop_early_together(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = options(text, "--optimizer", "adam", "--lr", 0.5, "--epochs", 20, "--patience", 1)
+    assert run_program("train", *arguments).code == 0
+    assert distributed(3, tmp_path / "three", *arguments).code == 0
+    epochs = len(lines(tmp_path)) - 1  # and the test figures
+    assert len(lines(tmp_path / "three")) - 1 == epochs < 20
+
+
+@with_mpi
 def test_ranks_train_from_mapped_files(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_program("prepare", "--text", text, "--out", "big").code == 0
