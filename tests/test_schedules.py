@@ -114,8 +114,14 @@ def test_state_dict_can_be_saved(make: Callable[[Any], Any]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": None}, {"extra": np.array(1)}, {"steps": np.array([1, 2])}, {"steps": np.array(-1)}],
-    ids=["missing", "surplus", "shape", "negative"],
+    [
+        {"steps": None},
+        {"extra": np.array(1)},
+        {"steps": np.array([1, 2])},
+        {"steps": np.array(-1)},
+        {"lr": np.array(-0.1)},
+    ],
+    ids=["missing", "surplus", "shape", "negative", "rate"],
 )
 def test_load_state_dict_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     o = optimizer()
