@@ -391,6 +391,8 @@ def test_a_bad_state_is_refused(change: Any, error: type[Exception], words: list
     c = CASES["ragged"]
     with refuses(error, "state", *words, keep=[c.lstm, c.x, c.state]):
         c.lstm.forward(c.x, c.sizes, change(*c.state))
+    with refuses(error, "state", *words, keep=[c.lstm, c.x, c.state]):
+        c.lstm(c.x[: c.sizes[0]], c.sizes[:1], change(*c.state))  # a single step, which has a way of its own
 
 
 @pytest.mark.parametrize(("change", "error", "words"), BAD_STATES)
