@@ -133,13 +133,13 @@ def build_mapped(args: argparse.Namespace) -> Ready:
 
 def build_memory(args: argparse.Namespace) -> Ready:
     import settings
-    import train
+    import sources
     from tasks import packed_task
     from vocabulary import Vocabulary
 
     best = settings.RECIPES["best"]
     where = {"text": None, "corpus": args.corpus, "files": args.files, "max_length": best["max_length"]}
-    parts = train.read_parts(argparse.Namespace(**where))
+    parts = sources.read_parts(argparse.Namespace(**where))
     vocabulary = Vocabulary.build(parts[0], least=best["min_count"])
     return trained(args, packed_task(parts, vocabulary, best["batch_size"]))
 

@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def import_all() -> None:
     """What `training_rows` imports, for those who measure what it does besides."""
-    for name in ("settings", "train", "tasks", "vocabulary"):
+    for name in ("settings", "sources", "tasks", "vocabulary"):
         importlib.import_module(name)
 
 
@@ -42,12 +42,12 @@ def report_poems(directory: Path | None) -> list[str]:
 def training_rows(directory: Path | None, files: int, max_vocabulary: int | None = None) -> tuple[Rows, sizes.Size]:
     """The training part of the first `files` files, encoded, and the default model's size for it."""
     import settings
-    import train
+    import sources
     from tasks import Rows
     from vocabulary import Vocabulary
 
     longest = settings.DEFAULTS["max_length"]
-    part = train.read_parts(argparse.Namespace(text=None, corpus=directory, files=files, max_length=longest))[0]
+    part = sources.read_parts(argparse.Namespace(text=None, corpus=directory, files=files, max_length=longest))[0]
     gc.collect()  # as train.py does
     vocabulary = Vocabulary.build(part, most=max_vocabulary)
     return Rows(part, vocabulary), sizes.MODELS["report"]._replace(vocabulary=len(vocabulary), batch=BATCH)

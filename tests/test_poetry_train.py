@@ -36,7 +36,9 @@ from poetry_helpers import (
     tree,
     write_corpus,
 )
-from train import default_data, main, parse_arguments
+from settings import parse_arguments
+from sources import default_data
+from train import main
 from vocabulary import Vocabulary
 
 import minidl
@@ -474,8 +476,8 @@ def test_a_run_that_diverges_later_keeps_the_best_model(
 ) -> None:
     evaluate, epochs = training.evaluate, []
 
-    def spoiled(model: Any, batches: Any) -> training.Mean:
-        mean = evaluate(model, batches)
+    def spoiled(*arguments: Any) -> training.Mean:
+        mean = evaluate(*arguments)
         epochs.append(1)
         if len(epochs) == 3:
             mean.real_nats = math.nan
@@ -495,8 +497,8 @@ def test_the_file_keeps_the_best_epoch_though_later_ones_follow(
 ) -> None:
     evaluate, epochs = training.evaluate, []
 
-    def worse(model: Any, batches: Any) -> training.Mean:
-        mean = evaluate(model, batches)
+    def worse(*arguments: Any) -> training.Mean:
+        mean = evaluate(*arguments)
         epochs.append(1)
         mean.real_nats *= {3: 2, 4: 1.5}.get(len(epochs), 1)  # the fifth is of the test part
         return mean

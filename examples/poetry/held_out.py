@@ -55,3 +55,16 @@ class Sums:
 
 def perplexity(nats: float) -> float:
     return math.exp(min(nats, 700))  # e^709 is the largest float
+
+
+def figures_text(figures: dict[str, float], part: str) -> str:
+    value, error = figures[f"{part}_perplexity"], figures.get(f"{part}_perplexity_error")
+    spread = "" if error is None else f" ± {short(error)}"
+    return (
+        f"{figures[f'{part}_loss']:.3f} nats/char (perplexity {short(value)}{spread}) "
+        f"over {figures[f'{part}_targets']:,} targets"
+    )
+
+
+def short(perplexity: float) -> str:
+    return f"{perplexity:.1f}" if perplexity < 1e6 else f"{perplexity:.1e}"

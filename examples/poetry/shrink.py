@@ -12,8 +12,9 @@ import cli
 import copies
 import corpus
 import numpy as np
-import train
+import sources
 from copies import LineIndex
+from held_out import figures_text
 from model import PoemModel, load_model
 from tasks import Task, packed_task
 from training import held_out_figures
@@ -36,7 +37,7 @@ def main() -> int:
         raise cli.UsageError(str(error)) from None
     with cli.results_folder(args.out) as out:
         found = Namespace(text=None, corpus=args.corpus, files=made["files"], max_length=made["max_length"])
-        task = packed_task(train.read_parts(found), vocabulary, batch_size=256)
+        task = packed_task(sources.read_parts(found), vocabulary, batch_size=256)
         shrink(args.run / FILE, out, model, task, index)
     return 0
 
@@ -59,7 +60,7 @@ def shrink(run: Path, out: Path, model: PoemModel, task: Task, index: LineIndex)
     for kind, values in figures.items():
         for part in ("test", "short_test"):
             if f"{part}_loss" in values:
-                cli.note(f"{kind}  {part.replace('_', ' ')} {train.figures_text(values, part)}")
+                cli.note(f"{kind}  {part.replace('_', ' ')} {figures_text(values, part)}")
     size = sum((out / name).stat().st_size for name in (FILE, copies.FILE))
     cli.note(f"{size / 2**20:.1f} MiB in {out}, with the index of its corpus's lines")
 

@@ -12,43 +12,31 @@ mpiexec -n 2 python examples/poetry/train.py --distributed      by two processes
 
 from __future__ import annotations
 
-import gc
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import cli
-import copies
 import corpus
-import curves_log
 import numpy as np
-import prepared
 import protocol
 import ranks
+import records
 import resuming
-from copies import LineIndex
-from model import PoemModel, save_model
+from held_out import figures_text, short
+from model import PoemModel
 from ranks import Alone
-from settings import as_json, parse_arguments
-from tasks import Joined, Task, packed_task
+from records import NoRecords, Run
+from settings import parse_arguments
+from sources import Data, data_of
+from tasks import Task
 from training import Diverged, Standing, build_optimizer, fit, held_out_figures
 from verse import MAX_LENGTH, STARTS, write_poems
-from vocabulary import Vocabulary
 from whole_files import write_text
 
 import minidl
 from minidl.schedules import Schedule
-
-
-class Data(NamedTuple):
-    """What a run learns from."""
-
-    task: Task
-    lines: LineIndex | None  # all that its poems have; None where there may be too many
-    poems: str  # a hash of them
 
 
 def main() -> int:
@@ -90,27 +78,15 @@ def train(args: Namespace, out: Path, together: Alone) -> int:
     cli.note(f"{weights:,} weights, {args.optimizer} with learning rate {args.lr:g}, seed {args.seed}, into {out}")
     standing = begin(args, model, schedule, data, rng)
 
-    facts = {"max_length": task.max_length, "arguments": as_json(args)}
+    run = Run(args, data, model, schedule, standing)
     with (
-        curves_log.event_log(args.tensorboard if together.first else None, standing.lines, args.resume) as log,
-        metrics_of(args, out, standing, together) as write,
+        records.opened(out, run) if together.first else nullcontext(NoRecords()) as written,
         resuming.stop_asked() as asked,
     ):
 
-        def keep() -> None:
-            if together.first:
-                resuming.save(out / cli.CHECKPOINT, model, schedule, standing, as_json(args), args.typed, data.poems)
-
-        def keep_best() -> None:
-            if together.first:
-                path = out / "model.safetensors"
-                save_model(path, model, task.vocabulary, epoch=standing.best_epoch, **facts)
-            if together.first and data.lines is not None:
-                data.lines.save(out / copies.FILE)  # for generate.py --no-copy
-
         def after_step() -> None:
             if asked() or (args.checkpoint_every and schedule.optimizer.steps % args.checkpoint_every == 0):
-                keep()
+                written.checkpoint()
             if asked():
                 raise KeyboardInterrupt
 
@@ -127,30 +103,14 @@ def train(args: Namespace, out: Path, together: Alone) -> int:
             ranks=together,
         )
         for line, improved in epochs:
-            log(line)  # before all else: a run that goes on drops what its checkpoint does not know
-            keep()  # first, so that the metrics never speak of what is not on the disk
-            if improved:
-                keep_best()
-            write(line)
+            written.epoch(line, improved)
             cli.note(epoch_text(line))
             if asked():
                 raise KeyboardInterrupt
-        keep_best()  # which fit has left in the model: a kill may have kept it from the disk
-        last = last_line(args, task, model, standing.lines, together)
-        write(last)
-        log(last)
+        written.end(last_line(args, task, model, standing.lines, together))
     if together.first:
         draw_and_write(args, task, model, standing.lines)
     return 0
-
-
-def metrics_of(
-    args: Namespace, out: Path, standing: Standing, together: Alone
-) -> AbstractContextManager[Callable[[Mapping[str, object]], None]]:
-    """What writes a line of metrics, at the first rank."""
-    if together.first:
-        return cli.metrics_file(out, standing.lines if args.resume else None)
-    return nullcontext(lambda line: None)
 
 
 def begin(args: Namespace, model: PoemModel, schedule: Schedule, data: Data, rng: np.random.Generator) -> Standing:
@@ -174,77 +134,12 @@ def build_schedule(args: Namespace, model: PoemModel, task: Task) -> Schedule:
     return minidl.Constant(optimizer)
 
 
-def data_of(args: Namespace, together: Alone) -> Data:
-    if args.prepared:
-        return prepared_data(args)
-    return report_data(args, together) if args.protocol else default_data(args, together)
-
-
-def default_data(args: Namespace, together: Alone = ranks.ALONE) -> Data:
-    """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
-    parts = together.of_first(lambda: read_parts(args))
-    index = LineIndex.build(poem for part in parts for poem in part)
-    gc.collect()  # the memory of the strings goes back to the system, before anything that stays settles among them
-    vocabulary = Vocabulary.build(parts[0], most=args.max_vocabulary, least=args.min_count)
-    return Data(packed_task(parts, vocabulary, args.batch_size), index, resuming.hash_of(parts))
-
-
-def read_parts(args: Namespace) -> list[Joined]:
-    """The training, validation and test poems; no other string of the corpus lives on."""
-    if args.text:
-        found = corpus.read_text(args.text)
-        poems = list(dict.fromkeys(corpus.pieces(found.poems)))
-    else:
-        found = corpus.load(args.corpus, args.files, max_length=args.max_length)
-        poems = found.poems
-    parts = corpus.split(poems)
-    if not all(parts):
-        raise cli.UsageError(f"{len(poems)} poems are too few: a training, validation or test part is empty")
-    cli.note(f"{' / '.join(f'{len(part):,}' for part in parts)} poems to train / validate / test, {counts_text(found)}")
-    return [Joined(part) for part in parts]
-
-
-def report_data(args: Namespace, together: Alone) -> Data:
-    found = together.of_first(lambda: corpus.load(args.corpus, args.files, max_length=MAX_LENGTH, unique=False))
-    if args.protocol == "report":
-        task = protocol.report_task(found.poems)
-    else:
-        task = protocol.rows_task(found.poems, args.batch_size)
-    cli.note(f"{len(found.poems):,} poems in the report's order, {counts_text(found)}")
-    return Data(task, LineIndex.build(found.poems), resuming.hash_of([found.poems]))
-
-
-def prepared_data(args: Namespace) -> Data:
-    found = prepared.load(args.prepared)
-    counts = " / ".join(f"{len(part.lengths):,}" for part in found.parts)
-    cli.note(f"{counts} poems to train / validate / test, from {args.prepared}")
-    return Data(found.task(args.batch_size), None, found.digest)
-
-
-def counts_text(found: corpus.Corpus) -> str:
-    skipped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in found.counts.items() if count]
-    return f"of {', '.join(skipped)}"
-
-
 def epoch_text(line: dict[str, float]) -> str:
     report = f", with pads {line['report_cross_entropy']:.3f}" if "report_cross_entropy" in line else ""
     return (
         f"epoch {line['epoch']:2}  train {line['train_loss']:.3f}  validation {line['validation_loss']:.3f} nats/char"
         f" (perplexity {short(line['validation_perplexity'])}{report})  {line['chars_per_second']:,.0f} chars/s"
     )
-
-
-def figures_text(figures: dict[str, float], part: str) -> str:
-    value, error = figures[f"{part}_perplexity"], figures.get(f"{part}_perplexity_error")
-    spread = "" if error is None else f" ± {short(error)}"
-    return (
-        f"{figures[f'{part}_loss']:.3f} nats/char (perplexity {short(value)}{spread}) "
-        f"over {figures[f'{part}_targets']:,} targets"
-    )
-
-
-def short(perplexity: float) -> str:
-    return f"{perplexity:.1f}" if perplexity < 1e6 else f"{perplexity:.1e}"
 
 
 def last_line(

@@ -1,0 +1,78 @@
+"""What a run learns from: the Tang poems, a text, the report's rows or what prepare.py has written."""
+
+from __future__ import annotations
+
+import gc
+from argparse import Namespace
+from typing import NamedTuple
+
+import cli
+import corpus
+import prepared
+import protocol
+import resuming
+from copies import LineIndex
+from ranks import ALONE, Alone
+from tasks import Joined, Task, packed_task
+from verse import MAX_LENGTH
+from vocabulary import Vocabulary
+
+
+class Data(NamedTuple):
+    """What a run learns from."""
+
+    task: Task
+    lines: LineIndex | None  # all that its poems have; None where there may be too many
+    poems: str  # a hash of them
+
+
+def data_of(args: Namespace, together: Alone) -> Data:
+    if args.prepared:
+        return prepared_data(args)
+    return report_data(args, together) if args.protocol else default_data(args, together)
+
+
+def default_data(args: Namespace, together: Alone = ALONE) -> Data:
+    """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
+    parts = together.of_first(lambda: read_parts(args))
+    index = LineIndex.build(poem for part in parts for poem in part)
+    gc.collect()  # the memory of the strings goes back to the system, before anything that stays settles among them
+    vocabulary = Vocabulary.build(parts[0], most=args.max_vocabulary, least=args.min_count)
+    return Data(packed_task(parts, vocabulary, args.batch_size), index, resuming.hash_of(parts))
+
+
+def read_parts(args: Namespace) -> list[Joined]:
+    """The training, validation and test poems; no other string of the corpus lives on."""
+    if args.text:
+        found = corpus.read_text(args.text)
+        poems = list(dict.fromkeys(corpus.pieces(found.poems)))
+    else:
+        found = corpus.load(args.corpus, args.files, max_length=args.max_length)
+        poems = found.poems
+    parts = corpus.split(poems)
+    if not all(parts):
+        raise cli.UsageError(f"{len(poems)} poems are too few: a training, validation or test part is empty")
+    cli.note(f"{' / '.join(f'{len(part):,}' for part in parts)} poems to train / validate / test, {counts_text(found)}")
+    return [Joined(part) for part in parts]
+
+
+def report_data(args: Namespace, together: Alone) -> Data:
+    found = together.of_first(lambda: corpus.load(args.corpus, args.files, max_length=MAX_LENGTH, unique=False))
+    if args.protocol == "report":
+        task = protocol.report_task(found.poems)
+    else:
+        task = protocol.rows_task(found.poems, args.batch_size)
+    cli.note(f"{len(found.poems):,} poems in the report's order, {counts_text(found)}")
+    return Data(task, LineIndex.build(found.poems), resuming.hash_of([found.poems]))
+
+
+def prepared_data(args: Namespace) -> Data:
+    found = prepared.load(args.prepared)
+    counts = " / ".join(f"{len(part.lengths):,}" for part in found.parts)
+    cli.note(f"{counts} poems to train / validate / test, from {args.prepared}")
+    return Data(found.task(args.batch_size), None, found.digest)
+
+
+def counts_text(found: corpus.Corpus) -> str:
+    skipped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in found.counts.items() if count]
+    return f"of {', '.join(skipped)}"
