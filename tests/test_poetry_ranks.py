@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cli
 import numpy as np
 import pytest
 import ranks
@@ -259,6 +260,16 @@ def test_one_rank_that_fails_ends_all_with_one_message(rank: int, text: Path, tm
     assert outcome.code == 2, outcome.err
     (line,) = own_lines(outcome)
     assert line == f"{f'rank {rank}: ' if rank else ''}train.py: error: the disk of rank {rank} is gone"
+
+
+@with_mpi
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("what", "said"), [("early", 1), ("mute", 0), ("unread", 0)])
+def test_a_rank_that_ends_early_or_unheard_ends_all(
+    what: str, said: int, rank: int, text: Path, tmp_path: Path
+) -> None:
+    outcome = distributed(2, tmp_path, *options(text), what=what, rank=rank, step=4)
+    assert outcome.code in (2, cli.UNREAD) and len(own_lines(outcome)) == said, outcome.err
 
 
 @with_mpi
