@@ -2,7 +2,8 @@
 
 WHAT happens at rank RANK once the optimizer has made STEP steps: nothing, kill, error (one that the program expects),
 mute (the same, but no one reads the message), unread (whoever read the output is gone) or bug (an error that no one
-expects). "early" is an error right after MPI has begun, and "device" trains on CuPy's double. Nothing is drawn.
+expects). "early" is an error right after MPI has begun, "astray" works in another folder, and "device" trains on CuPy's
+double. Nothing is drawn.
 """
 
 from __future__ import annotations
@@ -47,11 +48,13 @@ def main() -> None:
                 raise AssertionError(f"a fault of rank {rank}")
 
     def early(self: ranks.Ranks) -> None:
-        if self.rank == rank:
+        if self.rank == rank and what == "astray":
+            os.chdir("astray")
+        elif self.rank == rank:
             raise OSError(f"rank {rank} has no cores")
 
     optimizers.Optimizer.step = stepped  # type: ignore[method-assign]
-    if what == "early":
+    if what in ("early", "astray"):
         ranks.Ranks._share_cores = early  # type: ignore[method-assign]
     if what == "device":
         import device_double

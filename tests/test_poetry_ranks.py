@@ -194,6 +194,20 @@ def test_ranks_train_from_mapped_files(text: Path, tmp_path: Path, monkeypatch: 
     assert apart(weights(tmp_path), weights(tmp_path / "two")) < 1e-5
 
 
+@with_mpi
+def test_other_mapped_files_at_another_rank_are_refused(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that has kept an old folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").write_text("\n".join(pseudo_poems(299, seed=1)), encoding="utf-8")
+    assert run_program("prepare", "--text", text, "--out", "big").code == 0
+    assert run_program("prepare", "--text", "other", "--out", "astray/big").code == 0
+    outcome = distributed(2, tmp_path, "--prepared", "big", *options(text)[2:], what="astray", rank=1)
+    (line,) = own_lines(outcome)
+    assert outcome.code == 2 and line == "rank 1: train.py: error: big has other poems here than at the first rank"
+
+
 # Going on
 
 

@@ -3,7 +3,7 @@
 Every rank has the whole model, draws the same batches and takes its share of each one's poems. The gradients of the
 shares are summed by one all-reduce of the flat gradient buffer a step, and one of two numbers for the loss; then every
 rank makes the same optimizer step. So N ranks go the way of one, but for the order in which floating-point sums are
-taken. Only the first one reads the corpus, writes and prints.
+taken. Only the first one reads the corpus (but a prepared one is mapped by all), writes and prints.
 
 A rank that fails says so in one line and aborts all others, which would wait for it for ever.
 """
