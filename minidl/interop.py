@@ -84,6 +84,8 @@ def write_safetensors(
     metadata = {"format": "pt"} | dict(metadata or {})  # some readers ask for it
     if not all(isinstance(text, str) and checkpoint.is_text(text) for pair in metadata.items() for text in pair):
         raise checkpoint.CheckpointError(f"{path}: not written, metadata must be text by name")
+    if "minidl" in metadata:  # which `read_safetensors` would refuse
+        raise checkpoint.CheckpointError(f"{path}: not written, metadata has 'minidl', the mark of a checkpoint")
     try:
         theirs = _theirs(_host(arrays), stacked)
     except ValueError as error:

@@ -1,7 +1,9 @@
 """train.py as one of MPI's ranks, with something done to it: python rank_program.py WHAT RANK STEP ARGUMENTS...
 
-WHAT happens at rank RANK once the optimizer has made STEP steps: nothing, kill, error (one that the program expects)
-or bug (one that it does not). "device" trains on CuPy's double. Nothing is drawn.
+WHAT happens at rank RANK once the optimizer has made STEP steps: nothing, kill, error (one that the program expects),
+mute (the same, but no one reads the message), unread (whoever read the output is gone) or bug (an error that no one
+expects). "early" is an error right after MPI has begun, "astray" works in another folder, and "device" trains on CuPy's
+double. Nothing is drawn.
 """
 
 from __future__ import annotations
@@ -34,12 +36,26 @@ def main() -> None:
         if self.steps == step and ranks.current.rank == rank:
             if what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if what == "error":
+            if what == "mute":
+                reader, writer = os.pipe()
+                os.close(reader)
+                os.dup2(writer, 2)
+            if what in ("error", "mute"):
                 raise OSError(f"the disk of rank {rank} is gone")
+            if what == "unread":
+                raise BrokenPipeError
             if what == "bug":
                 raise AssertionError(f"a fault of rank {rank}")
 
+    def early(self: ranks.Ranks) -> None:
+        if self.rank == rank and what == "astray":
+            os.chdir("astray")
+        elif self.rank == rank:
+            raise OSError(f"rank {rank} has no cores")
+
     optimizers.Optimizer.step = stepped  # type: ignore[method-assign]
+    if what in ("early", "astray"):
+        ranks.Ranks._share_cores = early  # type: ignore[method-assign]
     if what == "device":
         import device_double
 

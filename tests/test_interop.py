@@ -225,6 +225,11 @@ def test_a_file_is_plain_safetensors_and_comes_back(tmp_path: Path) -> None:
         minidl.load(tmp_path / "f")
 
 
+def test_a_file_does_not_pass_itself_off_as_a_checkpoint(tmp_path: Path) -> None:
+    with fails(tmp_path / "f", "not written", "'minidl'"):
+        interop.write_safetensors(tmp_path / "f", lstm_arrays(), {"minidl": "x"})
+
+
 def test_files_of_another_program_are_read(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import struct
+import time
+import uuid
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cli
@@ -151,6 +154,16 @@ def test_each_line_is_on_the_disk_at_once_and_two_files_of_a_second_are_two(tmp_
             log({"train_loss": 1.25})
     assert curves(tmp_path / "logs") == {"loss/train": {1: 1.5, 2: 1.25}}
     assert len(list((tmp_path / "logs").iterdir())) == 3
+
+
+def test_files_of_one_second_are_read_in_the_order_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the random part of their names: a run was killed before its first checkpoint, and begun again."""
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    for digit, loss in (("f", 1.5), ("0", 1.25)):
+        monkeypatch.setattr(uuid, "uuid4", lambda digit=digit: SimpleNamespace(hex=digit * 32))
+        with curves_log.event_log(tmp_path / "logs", [], True) as log:
+            log({"train_loss": loss})
+    assert curves(tmp_path / "logs") == {"loss/train": {1: 1.25}}
 
 
 def test_what_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

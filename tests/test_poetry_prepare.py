@@ -187,6 +187,23 @@ def test_a_text_that_cannot_be_used_leaves_nothing(here: Path, content: bytes | 
     assert tree(here) == before
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_can_be_read_only_once_is_refused(here: Path) -> None:
+    os.mkfifo(here / "pipe")
+    refused(run("--text", "pipe", "--out", "big"), "cannot read pipe twice", "no regular file")
+    refused(run("--text", ".", "--out", "big"), "no regular file")
+    assert tree(here) == ["pipe"]
+
+
+def test_out_that_is_a_link_to_nothing_is_refused_before_any_work(text: Path, here: Path) -> None:
+    try:
+        (here / "link").symlink_to("nowhere")
+    except OSError:
+        pytest.skip("this system makes no links")
+    refused(run("--text", text, "--out", "link"), "--out link is there already")
+    assert tree(here) == ["link", "text"]
+
+
 def test_a_text_that_changes_while_it_is_read(text: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines, poems = corpus.text_lines, iter([pseudo_poems(300), pseudo_poems(200)])
 
@@ -260,8 +277,11 @@ def test_a_killed_process_leaves_no_folder_of_that_name_and_the_rest_is_swept(te
     left = [path for path in here.iterdir() if path.is_dir()]
     assert len(left) == 1 and left[0].name.endswith(".tmpdir")
     assert run("--text", text, "--out", "one").code == 0 and left[0].exists(), "it might still be at work"
+    (here / ".mine.tmpdir").mkdir()  # only looks like one
+    (here / ".mine.tmpdir" / "file").write_bytes(b"x")
     old = time.time() - whole_files.STALE_SECONDS - 1
-    for path in (*left[0].iterdir(), left[0]):
+    for path in (*left[0].iterdir(), left[0], here / ".mine.tmpdir" / "file", here / ".mine.tmpdir"):
         os.utime(path, (old, old))
     assert run("--text", text, "--out", "big").code == 0
-    assert sorted(path.name for path in here.iterdir()) == ["big", "one", "text"]
+    assert sorted(path.name for path in here.iterdir()) == [".mine.tmpdir", "big", "one", "text"]
+    assert tree(here / ".mine.tmpdir") == ["file"]

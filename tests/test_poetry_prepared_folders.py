@@ -64,6 +64,33 @@ def swapped(folder: Path) -> None:
     np.save(folder / "train.lengths.npy", lengths)
 
 
+def huge_lengths(folder: Path) -> None:
+    """Whose sum is what it was, modulo 2^64."""
+    lengths = np.load(folder / "train.lengths.npy").astype(np.uint64)
+    rest = lengths[:3].sum()
+    lengths[:3] = 2**63 - 1, 2**63 - 1, rest + np.uint64(2)
+    np.save(folder / "train.lengths.npy", lengths)
+
+
+def no_poems(folder: Path) -> None:
+    facts = json.loads((folder / prepared.FACTS).read_text(encoding="utf-8"))
+    for kind in ("ids", "lengths"):
+        np.save(folder / f"train.{kind}.npy", np.zeros(0, np.uint8))
+        facts["parts"]["train"][kind]["count"] = 0
+    (folder / prepared.FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def zipped(folder: Path) -> None:
+    np.savez(folder / "a.npz", a=np.ones(3))
+    (folder / "a.npz").replace(folder / "train.ids.npy")
+
+
+def npy(shape: str) -> bytes:
+    """The head of an .npy file that promises this shape."""
+    head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head
+
+
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no folder": (shutil.rmtree, "prepared.json"),
     "a file": (lambda folder: (shutil.rmtree(folder), folder.write_bytes(b""))[0], "prepared.json"),
@@ -95,6 +122,11 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an id beyond the vocabulary": (ids_with(1, 200), "id 200"),
     "a poem without its beginning": (ids_with(0, 5), "do not begin and end"),
     "a poem without its end": (without_an_end, "do not begin and end"),
+    "lengths that wrap around": (huge_lengths, "the lengths ask for"),
+    "no poems": (no_poems, "train.ids.npy"),
+    "tokens as an object": (facts_with(tokens=dict.fromkeys(["<begin>", "<end>", "<unknown>"], 1)), "no list but dict"),
+    "a zip file": (zipped, "train.ids.npy"),
+    "more ids than there are numbers for": (content("train.ids.npy", npy(f"({10**30},)")), "train.ids.npy"),
     "other lengths": (swapped, "do not begin and end"),
 }
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cli
 import numpy as np
 import pytest
 import ranks
@@ -203,6 +204,20 @@ def test_ranks_train_from_mapped_files(text: Path, tmp_path: Path, monkeypatch: 
     assert apart(weights(tmp_path), weights(tmp_path / "two")) < 1e-5
 
 
+@with_mpi
+def test_other_mapped_files_at_another_rank_are_refused(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that has kept an old folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").write_text("\n".join(pseudo_poems(299, seed=1)), encoding="utf-8")
+    assert run_program("prepare", "--text", text, "--out", "big").code == 0
+    assert run_program("prepare", "--text", "other", "--out", "astray/big").code == 0
+    outcome = distributed(2, tmp_path, "--prepared", "big", *options(text)[2:], what="astray", rank=1)
+    (line,) = own_lines(outcome)
+    assert outcome.code == 2 and line == "rank 1: train.py: error: big has other poems here than at the first rank"
+
+
 # Going on
 
 
@@ -269,6 +284,16 @@ def test_one_rank_that_fails_ends_all_with_one_message(rank: int, text: Path, tm
     assert outcome.code == 2, outcome.err
     (line,) = own_lines(outcome)
     assert line == f"{f'rank {rank}: ' if rank else ''}train.py: error: the disk of rank {rank} is gone"
+
+
+@with_mpi
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("what", "said"), [("early", 1), ("mute", 0), ("unread", 0)])
+def test_a_rank_that_ends_early_or_unheard_ends_all(
+    what: str, said: int, rank: int, text: Path, tmp_path: Path
+) -> None:
+    outcome = distributed(2, tmp_path, *options(text), what=what, rank=rank, step=4)
+    assert outcome.code in (2, cli.UNREAD) and len(own_lines(outcome)) == said, outcome.err
 
 
 @with_mpi

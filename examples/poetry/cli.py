@@ -25,6 +25,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"  # of train.py: where the run stands
 TAKEN = "already holds a run; choose another folder"
 BEGUN = f"holds a run that has just begun, or was killed in its first epoch; choose another, or delete {METRICS} there"
+UNREAD = 141  # a shell's word for a process that SIGPIPE ended
 GOES_ON = "; train.py --resume goes on with it"
 
 
@@ -202,7 +203,7 @@ def note(text: str) -> None:
 
 
 def leave(code: int, message: str = "") -> NoReturn:
-    """Say `message`, if there is one, and end the program."""
+    """Say `message`, if there is one, and end the program; that its reader went away (UNREAD) is no error."""
     if message:
         with contextlib.suppress(OSError):  # there may be no room for it
             note(message)
@@ -211,7 +212,7 @@ def leave(code: int, message: str = "") -> NoReturn:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # nothing is left to be flushed at exit
-    sys.exit(code)
+    sys.exit(0 if code == UNREAD else code)
 
 
 def run(
@@ -239,7 +240,7 @@ def run(
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
     except BrokenPipeError:
-        code = 0
+        code = UNREAD
     except expected as error:
         what = " ".join(str(error).split()) or type(error).__name__
         code, message = 2, f"{Path(sys.argv[0]).name}: error: {what}"

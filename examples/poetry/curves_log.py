@@ -15,6 +15,7 @@ from typing import Any
 
 import cli
 
+FILES = "events.out.tfevents.*"
 EPOCH = {
     "train_loss": "loss/train",
     "validation_loss": "loss/validation",
@@ -32,13 +33,13 @@ def event_log(
     """A function that logs a line of metrics, on the disk at once; it does nothing without a `folder`.
 
     `lines` are those of a run that goes on (`resume`), which are logged as well where the folder has none.
-    UsageError if it cannot be written, or holds the events of another run.
+    UsageError if it cannot be written, or holds events before a run has begun.
     """
     if folder is None:
         yield lambda line: None
         return
     with cli.output_folder(folder, "--tensorboard"):
-        begun = any(folder.glob("events.out.tfevents.*"))
+        begun = any(folder.glob(FILES))
         if begun and not resume:
             raise cli.UsageError(f"--tensorboard {folder} already holds a run; choose another folder")
         log = _Log(folder, len(lines) if begun else 0)
@@ -72,8 +73,9 @@ class _Log:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
-        # The name holds the time in seconds, by which TensorBoard orders the files, and would replace an equal one.
-        self.writer = EventsWriter(str(self.folder.resolve() / "events"), f".{self.steps:06}.{uuid.uuid4().hex[:8]}")
+        # TensorBoard reads the files by their names, which begin with the time in seconds: a number orders the rest.
+        number = len(list(self.folder.glob(FILES)))
+        self.writer = EventsWriter(str(self.folder.resolve() / "events"), f".{number:06}.{uuid.uuid4().hex[:8]}")
         self._write(step=self.steps + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _write(self, **event: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -81,7 +82,7 @@ class ArrayFile:
 
 def main() -> int:
     args = parse_arguments()
-    if args.out.exists():
+    if args.out.exists() or args.out.is_symlink():  # to nothing, which is there as well
         raise cli.UsageError(f"--out {args.out} is there already; choose another folder, or delete it")
     with cli.output_folder(args.out.parent):
         source = of_text(args.text) if args.text else of_the_tang(args)
@@ -120,9 +121,12 @@ def of_text(path: Path) -> Source:
         return ((list(corpus.pieces(lines)), size) for lines, size in corpus.text_lines(path))
 
     try:
-        return Source(poems, path.stat().st_size, "B")
+        status = path.stat()
     except OSError as error:
         raise corpus.CorpusError(f"cannot read {path}: {error.strerror or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise corpus.CorpusError(f"cannot read {path} twice: it is no regular file")
+    return Source(poems, status.st_size, "B")
 
 
 def of_the_tang(args: Namespace) -> Source:

@@ -57,7 +57,7 @@ class Batches(Sequence[Batch]):
         blocks = (part.lengths[at : at + self.block] for at in range(0, len(part.lengths), self.block))
         sizes = np.fromiter((block.sum(dtype=np.int64) + len(block) for block in blocks), np.int64)
         self.starts = np.concatenate([[0], np.cumsum(sizes)])  # of every block's ids, and the end
-        if self.starts[-1] != len(part.ids):
+        if self.starts[-1] != len(part.ids) or part.lengths.max() >= len(part.ids):  # sums may have wrapped around
             raise damaged(part.path, f"it has {len(part.ids):,} ids, and the lengths ask for {self.starts[-1]:,}")
 
     def __len__(self) -> int:
@@ -129,6 +129,8 @@ def load(folder: Path) -> Prepared:
         facts = json.loads(content)
         if facts["kind"] != KIND or facts["version"] != VERSION:
             raise ValueError(f"it is {facts['kind']!r} of version {facts['version']!r}, not {KIND!r} of {VERSION}")
+        if not isinstance(facts["tokens"], list):
+            raise TypeError(f"its tokens are no list but {type(facts['tokens']).__name__}")
         vocabulary, longest = Vocabulary(facts["tokens"]), facts["max_length"]
         if BEGIN not in vocabulary or not isinstance(longest, int) or longest < 1:
             raise ValueError(f"the longest poem is {longest!r}, and {BEGIN} must be known")
@@ -149,10 +151,12 @@ def _mapped(path: Path, facts: dict[str, Any]) -> np.ndarray:
     """The array in the file, which is not read; CorpusError if the file is not as long as it should be."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OverflowError) as error:
         raise damaged(path, str(error)) from None
-    if not isinstance(array, np.memmap) or array.dtype.kind != "u" or array.shape != (facts["count"],):
-        raise damaged(path, f"it has {array.dtype} of shape {array.shape}, and should have {facts['count']} ids")
+    if not isinstance(array, np.memmap):
+        raise damaged(path, f"it holds no array but {type(array).__name__}")
+    if array.dtype.kind != "u" or array.shape != (facts["count"],) or not len(array):
+        raise damaged(path, f"it has {array.dtype} of shape {array.shape}, and should have {facts['count']} numbers")
     if path.stat().st_size != array.offset + array.nbytes:
         raise damaged(path, f"it has {path.stat().st_size:,} bytes, not {array.offset + array.nbytes:,}")
     return np.asarray(array)  # without the subclass, which makes every slice slower

@@ -3,13 +3,14 @@
 Every rank has the whole model, draws the same batches and takes its share of each one's poems. The gradients of the
 shares are summed by one all-reduce of the flat gradient buffer a step, and one of two numbers for the loss; then every
 rank makes the same optimizer step. So N ranks go the way of one, but for the order in which floating-point sums are
-taken. Only the first one reads the corpus, writes and prints.
+taken. Only the first one reads the corpus (but a prepared one is mapped by all), writes and prints.
 
 A rank that fails says so in one line and aborts all others, which would wait for it for ever.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -78,8 +79,9 @@ ALONE = current = Alone()
 def start() -> Alone:
     """This process as one of several; UsageError where MPI is not at hand."""
     global current
-    current = Ranks()
-    return current
+    current = together = Ranks()  # first: whatever fails from here on has to end all
+    together.settle()
+    return together
 
 
 def leave(code: int, message: str) -> NoReturn:
@@ -98,12 +100,15 @@ class Ranks(Alone):
             raise cli.UsageError(f"--distributed needs an MPI library: {' '.join(str(error).split())}") from error
         self.mpi, self.comm = MPI, MPI.COMM_WORLD
         self.rank, self.size = self.comm.rank, self.comm.size
-        self.node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)  # those on this machine
         self.stderr = sys.stderr
+
+    def settle(self) -> None:
+        """Only the first rank speaks and hears Ctrl-C, what no one catches ends all, and cores are shared."""
+        sys.excepthook = self._hook
+        self.node = self.comm.Split_type(self.mpi.COMM_TYPE_SHARED)  # those on this machine
         if not self.first:
             sys.stdout, sys.stderr = (open(os.devnull, "w", encoding="utf-8") for _ in range(2))  # noqa: SIM115
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first saves, and then ends all
-        sys.excepthook = self._hook
         self._share_cores()
 
     def _share_cores(self) -> None:
@@ -160,9 +165,12 @@ class Ranks(Alone):
             start, step, most = PATIENCE
             time.sleep(min(start + step * self.rank, most))
             message = message and f"rank {self.rank}: {message}"
-        print(message, file=self.stderr, end="\n" if message else "", flush=True)
-        self.comm.Abort(code)
-        os._exit(code)  # MPICH's MPI_Abort returns; a regular exit would wait for the others
+        try:
+            with contextlib.suppress(OSError):  # there may be no one to read it
+                print(message, file=self.stderr, end="\n" if message else "", flush=True)
+        finally:
+            self.comm.Abort(code)
+            os._exit(code)  # MPICH's MPI_Abort returns; a regular exit would wait for the others
 
     def _hook(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """What no one has caught, a fault of the program's own."""

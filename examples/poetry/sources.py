@@ -28,7 +28,7 @@ class Data(NamedTuple):
 
 def data_of(args: Namespace, together: Alone) -> Data:
     if args.prepared:
-        return prepared_data(args)
+        return prepared_data(args, together)
     return report_data(args, together) if args.protocol else default_data(args, together)
 
 
@@ -66,8 +66,10 @@ def report_data(args: Namespace, together: Alone) -> Data:
     return Data(task, LineIndex.build(found.poems), resuming.hash_of([found.poems]))
 
 
-def prepared_data(args: Namespace) -> Data:
-    found = prepared.load(args.prepared)
+def prepared_data(args: Namespace, together: Alone) -> Data:
+    found = prepared.load(args.prepared)  # by every rank, from its own machine
+    if found.digest != together.of_first(lambda: found.digest):
+        raise corpus.CorpusError(f"{args.prepared} has other poems here than at the first rank")
     counts = " / ".join(f"{len(part.lengths):,}" for part in found.parts)
     cli.note(f"{counts} poems to train / validate / test, from {args.prepared}")
     return Data(found.task(args.batch_size), None, found.digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import time
 import uuid
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
 
 STALE_SECONDS = 7200.0  # in which no file of a folder has been written to
+OURS = re.compile(r"\.[0-9a-f]{32}\.tmpdir")  # what `new_folder` names one while it is written
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -47,9 +49,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     What a killed process left behind goes too, once it is STALE_SECONDS old.
     """
     for left in path.parent.glob(".*.tmpdir"):
-        with contextlib.suppress(OSError):
-            if time.time() - max(file.stat().st_mtime for file in (left, *left.iterdir())) > STALE_SECONDS:
-                shutil.rmtree(left)
+        if OURS.fullmatch(left.name):
+            with contextlib.suppress(OSError):
+                if time.time() - max(file.stat().st_mtime for file in (left, *left.iterdir())) > STALE_SECONDS:
+                    shutil.rmtree(left)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmpdir")
     temporary.mkdir()
     try:
