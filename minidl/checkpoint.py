@@ -226,7 +226,7 @@ def _versions() -> dict[str, str]:
 
 def _digest(arrays: Mapping[str, np.ndarray], covered: object) -> str:
     """SHA-256 over `covered` and every tensor's name, dtype, shape and bytes, in order of names."""
-    digest = hashlib.sha256(repr(covered).encode("utf-8", "backslashreplace"))
+    digest = hashlib.sha256(repr(covered).encode("utf-8"))
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(repr((name, array.dtype.str, np.shape(arrays[name]))).encode("utf-8"))

@@ -284,3 +284,41 @@ def test_a_header_that_the_library_would_write_but_not_read_is_refused(
     with pytest.raises(minidl.CheckpointError, match="header too large"):
         minidl.save(path, {"a": np.zeros(2)}, {"facts": "x" * 1000})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_header_of_just_the_largest_size_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c"
+    minidl.save(path, {"a": np.zeros(2)}, {})
+    monkeypatch.setattr(minidl.checkpoint, "MOST", int.from_bytes(path.read_bytes()[:8], "little"))
+    minidl.save(path, {"a": np.zeros(2)}, {})
+
+
+def test_characters_stand_in_the_file_as_they_are(tmp_path: Path) -> None:
+    """Not as \\u escapes: a vocabulary of thousands would be several times as long."""
+    minidl.save(tmp_path / "c", {}, {"tokens": ["月"]})
+    assert "月".encode() in (tmp_path / "c").read_bytes()
+
+
+def test_the_digest_of_this_format_stays_what_it_is() -> None:
+    """Else files that were written before would be refused."""
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros((0, 2)), "月": np.array(7, np.int64)}
+    digest = minidl.checkpoint._digest(arrays, [{"minidl": "0.1.0"}, '{"x": "\\ud800月"}'])
+    assert digest == "1550224fa5bd825fa90b61732d7357d150b5af4337c5bbaeb9ba4bcb76df6a3f"
+
+
+def test_an_error_without_words_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wordless(content: bytes) -> None:
+        raise MemoryError
+
+    minidl.save(tmp_path / "c", {}, {})
+    monkeypatch.setattr("safetensors.numpy.load", wordless)
+    with fails(tmp_path / "c", "(MemoryError)"):
+        minidl.load(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(np.nan, "holds values that are not finite"), (1 + 2j, "has dtype complex128")]
+)
+def test_a_long_name_is_told_in_part(tmp_path: Path, value: complex, words: str) -> None:
+    with fails(tmp_path / "c", f"'{'n' * 100}' {words}"):
+        minidl.save(tmp_path / "c", {"n" * 300: np.array([value])}, {})

@@ -286,6 +286,20 @@ def test_what_killed_saves_left_is_deleted_by_a_later_save_of_the_same_path(tmp_
     assert {*tmp_path.iterdir()} == {path, saving, *others, *mine} and len(old) == 3
 
 
+@pytest.mark.skipif(os.utime not in os.supports_follow_symlinks, reason="no way to set the age of a link")
+@pytest.mark.parametrize(("link_age", "target_age", "stays"), [(0, 4000, True), (4000, 0, False)])
+def test_a_link_counts_by_its_own_age(link_age: int, target_age: int, stays: bool, tmp_path: Path) -> None:
+    link, target = leave(tmp_path / "c", age=0), tmp_path / "target"
+    now = link.stat().st_mtime
+    link.unlink()
+    target.write_bytes(b"another's")
+    os.utime(target, (now - target_age, now - target_age))
+    link.symlink_to(target)
+    os.utime(link, (now - link_age, now - link_age), follow_symlinks=False)
+    minidl.save(tmp_path / "c", *TINY)
+    assert link.is_symlink() is stays and target.read_bytes() == b"another's"
+
+
 def test_what_cannot_be_deleted_does_not_stop_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = leave(tmp_path / "c", age=4000)
     break_function("unlink")(monkeypatch, PermissionError(errno.EACCES, "open elsewhere"))

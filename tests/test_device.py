@@ -504,6 +504,12 @@ def test_values_from_the_host_are_not_written_into_a_device_array_by_accident() 
     assert minidl.to_host(parameter.data).sum() == 6
 
 
+def test_parameters_on_two_sides_are_refused_by_their_numbers() -> None:
+    here, there = (minidl.Linear(2, 2, backend=backend, rng=0).weight for backend in ("numpy", "cupy"))
+    with refuses(TypeError, "params[1] is a cupy array", "params[0] is a numpy array"):
+        minidl.SGD([here, there], lr=1.0)
+
+
 LAUNCHED = """typedef double real;
 extern "C" __global__ void sum_losses(const real* losses, double* result, long long N, double total) { }"""
 
