@@ -35,20 +35,34 @@ DEFAULTS = {
     "tied": False,
     "clip": 1.0,
 }
-RECIPES: dict[str, dict[str, Any]] = {  # what they change of it
+ALL_FILES: dict[str, Any] = {
+    "files": 58,
+    "max_length": 64,  # a regulated poem of eight seven-character lines
+    "min_count": 10,
+    "schedule": "one-cycle",
+    "tied": True,
+}
+RECIPES: dict[str, dict[str, Any]] = {  # what they change of it; patience lets the schedule come to its end
     "default": {},
     "best": {
-        "files": 58,
-        "max_length": 64,  # a regulated poem of eight seven-character lines
-        "min_count": 10,
+        **ALL_FILES,
         "lr": 0.004,
-        "schedule": "one-cycle",
         "epochs": 16,
-        "patience": 16,  # the schedule has to come to its end
+        "patience": 16,
         "batch_size": 128,
         "embedding_size": 256,
         "dropout": 0.35,
-        "tied": True,
+    },
+    "large": {
+        **ALL_FILES,
+        "lr": 0.003,
+        "epochs": 5,
+        "patience": 5,
+        "batch_size": 64,
+        "layers": 2,
+        "hidden_size": 512,
+        "embedding_size": 512,
+        "dropout": 0.25,
     },
 }
 TANG = ("corpus", "files", "max_length")  # which poems of the Tang
@@ -66,7 +80,7 @@ def parse_arguments() -> Namespace:
     add("--backend", "numpy: the processor; cupy: an NVIDIA GPU", choices=["numpy", "cupy"])
     add_poems(add)
     add("--prepared", "train on what prepare.py wrote there, which may be larger than memory", type=Path, metavar="DIR")
-    recipe = "best replaces the defaults below by those with the lowest perplexity"
+    recipe = "best replaces the defaults below by those with the lowest perplexity; large has two layers of 512"
     add("--recipe", recipe, choices=list(RECIPES))
     protocols = "report: its experiment, whose settings replace the defaults below; report-rows: its poems, targets "
     protocols += "and test part, without pads, for any settings"
