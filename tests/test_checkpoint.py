@@ -322,3 +322,8 @@ def test_an_error_without_words_is_told_by_its_name(tmp_path: Path, monkeypatch:
 def test_a_long_name_is_told_in_part(tmp_path: Path, value: complex, words: str) -> None:
     with fails(tmp_path / "c", f"'{'n' * 100}' {words}"):
         minidl.save(tmp_path / "c", {"n" * 300: np.array([value])}, {})
+
+
+def test_tensors_that_are_no_dict_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^tensors must be a dict of arrays, got list$"):
+        minidl.save(tmp_path / "c", [np.zeros(2)], {})  # type: ignore[arg-type]
