@@ -306,13 +306,16 @@ def test_the_digest_of_this_format_stays_what_it_is() -> None:
     assert digest == "1550224fa5bd825fa90b61732d7357d150b5af4337c5bbaeb9ba4bcb76df6a3f"
 
 
-def test_an_error_without_words_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wordless(content: bytes) -> None:
-        raise MemoryError
+@pytest.mark.parametrize(("said", "told"), [("", "(MemoryError)"), ("x" * 300, f"({'x' * 200})")])
+def test_an_error_is_told_in_part_or_by_its_name(
+    said: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(content: bytes) -> None:
+        raise MemoryError(said)
 
     minidl.save(tmp_path / "c", {}, {})
-    monkeypatch.setattr("safetensors.numpy.load", wordless)
-    with fails(tmp_path / "c", "(MemoryError)"):
+    monkeypatch.setattr("safetensors.numpy.load", fail)
+    with fails(tmp_path / "c", told):
         minidl.load(tmp_path / "c")
 
 

@@ -245,7 +245,10 @@ def crafted(dtype: str, size: int, name: str = "w") -> bytes:
 WHOLE = with_header({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, np.float32(1).tobytes())
 UNREADABLE: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "bfloat16": (crafted("BF16", 2), ("BF16", "NumPy", ".float()")),
-    "float8": (crafted("F8_E4M3", 1), ("F8_E4M3", ".float()")),
+    "float8": (
+        crafted("F8_E4M3", 1),
+        ("F8_E4M3", "NumPy has not; where it was made, convert its tensors with .float()"),
+    ),
     "integers": (crafted("I64", 8), ("'w'", "int64")),
     "NaN": (WHOLE[:-4] + np.float32(np.nan).tobytes(), ("'w'", "not finite")),
     "infinity": (WHOLE[:-4] + np.float32(np.inf).tobytes(), ("'w'", "not finite")),
