@@ -46,4 +46,4 @@ def test_the_two_commands_set_up_what_they_need() -> None:
     fresh = [line for line in lines if line.startswith("python3 -m venv .venv && .venv/bin/pip install")]
     assert len(fresh) == 2
     assert "examples/poetry/train.py" in fresh[0]
-    assert fresh[1].endswith("-m pytest")
+    assert fresh[1].endswith("-m pytest -n auto")
