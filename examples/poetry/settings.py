@@ -68,7 +68,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # what they change of it; patience lets 
 TANG = ("corpus", "files", "max_length")  # which poems of the Tang
 POEMS = ("text", *TANG, "max_vocabulary", "min_count")  # what a prepared folder has decided
 NOT_SETTINGS = ("out", "resume", "distributed", "checkpoint_every", "tensorboard", "typed", "checkpoint")
-MAY_CHANGE = ("backend", "corpus", "text", "prepared")  # when a run goes on; its poems must be the same
+MAY_CHANGE = ("backend", "corpus", "text", "prepared", "init_from")  # when a run goes on; its poems must be the same
 
 
 def parse_arguments() -> Namespace:
@@ -98,6 +98,12 @@ def parse_arguments() -> Namespace:
     add("--dropout", "share of units that a training step leaves out", type=share)
     add("--clip", "largest norm of the gradient", type=cli.positive)
     add("--out", "a new folder for the results (default: runs/1, runs/2, ...)", type=Path, metavar="DIR")
+    add(
+        "--init-from",
+        "begin with this model's weights: other settings, the same sizes and characters",
+        type=Path,
+        metavar="FILE",
+    )
     add("--seed", "the seed of all random numbers", type=cli.whole(0))
     add("--resume", "go on with the run in --out, or else with that under runs/ saved last", action="store_true")
     add("--checkpoint-every", "save so often, not only after each epoch", type=cli.whole(1), metavar="STEPS")
@@ -112,6 +118,7 @@ def parse_arguments() -> Namespace:
         parser.parse_args([*args.checkpoint.facts["typed"], *sys.argv[1:]], args)
     exclude(parser, args, "text", TANG)
     exclude(parser, args, "prepared", (*POEMS, "protocol"))
+    exclude(parser, args, "init_from", ("protocol",))
     args.typed = typed(args)
     settle(parser, args)
     if args.checkpoint is not None:
@@ -139,22 +146,26 @@ def add_poems(add: Callable[..., None]) -> None:
     add("--min-count", "know only characters seen so often", type=cli.whole(1))
 
 
+def option(name: str) -> str:
+    """As it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
 def exclude(parser: cli.Parser, args: Namespace, name: str, others: Sequence[str]) -> None:
     """An error if the option `name` was typed and one of `others` too."""
     for other in others:
         if getattr(args, name) is not None and getattr(args, other) is not None:
-            parser.error(f"--{name} and --{other.replace('_', '-')} exclude each other")
+            parser.error(f"{option(name)} and {option(other)} exclude each other")
 
 
 def typed(args: Namespace) -> list[str]:
     """What was typed of a run's settings, as it can be typed again."""
     words = []
     for name, value in as_json(args).items():
-        option = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
+            words.append(option(name) if value else option(f"no_{name}"))
         elif value is not None:
-            words.append(f"--{option}={value}")
+            words.append(f"{option(name)}={value}")
     return words
 
 
@@ -163,8 +174,8 @@ def check_the_same(parser: cli.Parser, args: Namespace, before: dict[str, Any]) 
     now = as_json(args)
     for name in now:
         if name not in MAY_CHANGE and now[name] != before.get(name):
-            option = f"--{name.replace('_', '-')} {now[name]}"
-            parser.error(f"{option} does not go with --resume: the run in {args.out} has {before.get(name)}")
+            now_typed = f"{option(name)} {now[name]}"
+            parser.error(f"{now_typed} does not go with --resume: the run in {args.out} has {before.get(name)}")
 
 
 def settle(parser: cli.Parser, args: Namespace) -> None:
@@ -185,7 +196,7 @@ def settle(parser: cli.Parser, args: Namespace) -> None:
         if getattr(args, name) is None:
             setattr(args, name, fixed)
         elif name in settings:
-            parser.error(f"--{name.replace('_', '-')} does not go with --protocol {args.protocol}, which fixes it")
+            parser.error(f"{option(name)} does not go with --protocol {args.protocol}, which fixes it")
     args.lr = args.lr or (protocol.LEARNING_RATES if as_it_was else LEARNING_RATES)[args.optimizer]
     if args.tied and args.embedding_size != args.hidden_size:
         parser.error(

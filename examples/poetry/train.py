@@ -25,7 +25,7 @@ import ranks
 import records
 import resuming
 from held_out import figures_text, short
-from model import PoemModel
+from model import PoemModel, load_model
 from ranks import Alone
 from records import NoRecords, Run
 from settings import parse_arguments
@@ -33,6 +33,7 @@ from sources import Data, data_of
 from tasks import Task
 from training import Diverged, Standing, build_optimizer, fit, held_out_figures
 from verse import MAX_LENGTH, STARTS, write_poems
+from vocabulary import Vocabulary
 from whole_files import write_text
 
 import minidl
@@ -73,6 +74,8 @@ def train(args: Namespace, out: Path, together: Alone) -> int:
     rng = np.random.default_rng(args.seed)
     sizes = args.embedding_size, args.hidden_size, args.dropout, args.tied, args.layers
     model = PoemModel(len(task.vocabulary), *sizes, backend=args.backend, rng=rng)
+    if args.init_from and args.checkpoint is None and together.first:  # from which all others get theirs
+        take_weights(args.init_from, model, task.vocabulary)
     schedule = build_schedule(args, model, task)
     weights = sum(parameter.data.size for parameter in model.parameters())
     cli.note(f"{weights:,} weights, {args.optimizer} with learning rate {args.lr:g}, seed {args.seed}, into {out}")
@@ -111,6 +114,19 @@ def train(args: Namespace, out: Path, together: Alone) -> int:
     if together.first:
         draw_and_write(args, task, model, standing.lines)
     return 0
+
+
+def take_weights(path: Path, model: PoemModel, vocabulary: Vocabulary) -> None:
+    """Set the model's weights to those in a file; UsageError if it has other characters or sizes."""
+    other, known, _ = load_model(path)
+    if known.tokens != vocabulary.tokens:
+        here = f"{len(known):,} characters and marks, these poems {len(vocabulary):,}"
+        raise cli.UsageError(f"--init-from {path} knows other characters than these poems have: {here}")
+    theirs, ours = ({**settings, "dropout": None} for settings in (other.settings, model.settings))
+    if theirs != ours:
+        differ = ", ".join(f"{name} {theirs[name]}, here {ours[name]}" for name in ours if ours[name] != theirs[name])
+        raise cli.UsageError(f"--init-from {path} has other sizes: {differ}")
+    model.load_state_dict(other.state_dict())
 
 
 def begin(args: Namespace, model: PoemModel, schedule: Schedule, data: Data, rng: np.random.Generator) -> Standing:
