@@ -73,7 +73,10 @@ def build(args: argparse.Namespace, batch: int, distributed: bool = False) -> Re
 
     size = sizes.chosen(args)._replace(batch=batch)
     together = ranks.start() if distributed else ranks.ALONE
-    minidl.set_num_threads(1) if distributed else harness.hold(minidl, args)
+    if distributed:
+        minidl.set_num_threads(1)
+    else:
+        harness.hold(minidl, args)
     model = PoemModel(size.vocabulary, size.embedding, size.hidden, layers=size.layers, rng=0)
     schedule = minidl.Constant(minidl.Adam(model.parameters(), size.lr))
     ids = np.random.default_rng(1).integers(0, size.vocabulary, (2, size.steps * batch), dtype=np.int32)

@@ -181,3 +181,15 @@ def killed_after(steps: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(optimizers.Optimizer, "step", counted)
         yield
+
+
+def alone_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make `folder`, an empty one, the place to work in; nothing is downloaded or drawn."""
+    import download
+    import figures  # matplotlib is slow to import
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(download, "cached", never("the download"))
+    for name in ("draw_curves", "draw_poems"):
+        monkeypatch.setattr(figures, name, lambda *_: None)
+    return folder

@@ -13,13 +13,11 @@ from typing import Any
 
 import cli
 import curves_log
-import download
-import figures
 import numpy as np
 import pandas as pd
 import pytest
 import resuming
-from poetry_helpers import SMALL, jsonl, never, pseudo_poems, refused, run_program, tree, write_corpus
+from poetry_helpers import SMALL, alone_in, jsonl, pseudo_poems, refused, run_program, tree, write_corpus
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
@@ -42,10 +40,7 @@ Curves = dict[str, dict[int, float]]  # values by step, by tag
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder to work in with nothing but a corpus; nothing is downloaded or drawn."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(download, "cached", never("the download"))
-    for name in ("draw_curves", "draw_poems"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
+    alone_in(tmp_path, monkeypatch)
     write_corpus(tmp_path / "corpus", pseudo_poems(300))
 
 

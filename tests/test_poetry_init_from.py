@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import download
-import figures
 import pytest
 from poetry_helpers import (
     SMALL,
     Outcome,
+    alone_in,
     jsonl,
     killed_after,
-    never,
     pseudo_poems,
     refused,
     results,
@@ -28,11 +26,7 @@ import minidl
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(download, "cached", never("the download"))
-    for name in ("draw_curves", "draw_poems"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
-    return tmp_path
+    return alone_in(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import download
-import figures
 import numpy as np
 import protocol
 import pytest
@@ -30,9 +28,9 @@ from poetry_helpers import (
     VOCABULARY,
     Killed,
     Outcome,
+    alone_in,
     jsonl,
     killed_after,
-    never,
     pseudo_poems,
     refused,
     results,
@@ -54,11 +52,7 @@ KILLS = 200 if os.environ.get("MINIDL_THOROUGH") else 4
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in; nothing is downloaded or drawn."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(download, "cached", never("the download"))
-    for name in ("draw_curves", "draw_poems"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
-    return tmp_path
+    return alone_in(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")

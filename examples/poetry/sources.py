@@ -22,7 +22,7 @@ class Data(NamedTuple):
     """What a run learns from."""
 
     task: Task
-    lines: LineIndex | None  # all that its poems have; None where there may be too many
+    lines: LineIndex | None  # all that its poems have; None where there may be too many, or another rank writes them
     poems: str  # a hash of them
 
 
@@ -35,7 +35,7 @@ def data_of(args: Namespace, together: Alone) -> Data:
 def default_data(args: Namespace, together: Alone = ALONE) -> Data:
     """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
     parts = together.of_first(lambda: read_parts(args))
-    index = LineIndex.build(poem for part in parts for poem in part)
+    index = LineIndex.build(poem for part in parts for poem in part) if together.first else None  # who writes it
     gc.collect()  # the memory of the strings goes back to the system, before anything that stays settles among them
     vocabulary = Vocabulary.build(parts[0], most=args.max_vocabulary, least=args.min_count)
     return Data(packed_task(parts, vocabulary, args.batch_size), index, resuming.hash_of(parts))
@@ -63,7 +63,8 @@ def report_data(args: Namespace, together: Alone) -> Data:
     else:
         task = protocol.rows_task(found.poems, args.batch_size)
     cli.note(f"{len(found.poems):,} poems in the report's order, {counts_text(found)}")
-    return Data(task, LineIndex.build(found.poems), resuming.hash_of([found.poems]))
+    index = LineIndex.build(found.poems) if together.first else None
+    return Data(task, index, resuming.hash_of([found.poems]))
 
 
 def prepared_data(args: Namespace, together: Alone) -> Data:
