@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from poetry_helpers import (
@@ -71,14 +70,12 @@ def test_it_learns_on(first: Path, corpus_folder: Path) -> None:
         (("--min-count", 10**6), ("first/model.safetensors", "knows other characters", "14", "3")),
         (("--init-from", "nowhere"), ("nowhere", "cannot be read")),
         (("--init-from", "first/checkpoint.safetensors"), ("not of a poem model",)),
-        (("--protocol", "report"), ("--init-from and --protocol exclude each other",)),
     ],
 )
 def test_what_does_not_fit_is_refused(
     first: Path, corpus_folder: Path, arguments: tuple[object, ...], words: tuple[str, ...]
 ) -> None:
-    sizes: tuple[Any, ...] = () if "--protocol" in arguments else SMALL
-    given = ("--corpus", corpus_folder, *sizes, "--init-from", "first/model.safetensors", "--out", "again")
+    given = ("--corpus", corpus_folder, *SMALL, "--init-from", "first/model.safetensors", "--out", "again")
     outcome = run_program("train", *given, *arguments)
     assert outcome.code == 2 and outcome.err.splitlines()[-1].startswith("train.py: error: ")
     assert [word for word in words if word not in outcome.err.splitlines()[-1]] == []
@@ -108,6 +105,8 @@ def test_a_model_that_is_no_file_is_told_in_one_line(corpus_folder: Path) -> Non
     assert outcome.code == 2 and "is a directory" in outcome.err.splitlines()[-1] and tree(Path(".")) == []
 
 
-def test_no_option_for_the_reports_rows(corpus_folder: Path) -> None:
-    given = ("--corpus", corpus_folder, "--protocol", "report-rows", "--init-from", "a")
+@pytest.mark.parametrize("protocol", ["report", "report-rows"])
+def test_no_option_for_the_reports_protocols(corpus_folder: Path, protocol: str) -> None:
+    given = ("--corpus", corpus_folder, "--protocol", protocol, "--init-from", "a", "--out", "again")
     refused(run_program("train", *given), "--init-from and --protocol exclude each other")
+    assert tree(Path(".")) == []
