@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,20 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     assert "甲" not in LineIndex.load(tmp_path / "lines.npy")
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", np.zeros(3).tobytes()])
+def npz() -> bytes:
+    content = io.BytesIO()
+    np.savez(content, a=np.zeros(3, np.uint64))
+    return content.getvalue()
+
+
+def promise(count: int) -> bytes:
+    """The head of an .npy file of so many uint64, and nothing after it."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": "<u8", "fortran_order": False, "shape": (count,)})
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", np.zeros(3).tobytes(), npz(), promise(10**15), promise(10**30)])
 def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "lines.npy").write_bytes(content)
     with pytest.raises(ValueError, match=r"lines\.npy: no index of lines"):

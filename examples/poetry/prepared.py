@@ -150,11 +150,9 @@ def load(folder: Path) -> Prepared:
 def _mapped(path: Path, facts: dict[str, Any]) -> np.ndarray:
     """The array in the file, which is not read; CorpusError if the file is not as long as it should be."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")  # np.load would take a zip file too, and leave it open
     except (ValueError, EOFError, OverflowError) as error:
         raise damaged(path, str(error)) from None
-    if not isinstance(array, np.memmap):
-        raise damaged(path, f"it holds no array but {type(array).__name__}")
     if array.dtype.kind != "u" or array.shape != (facts["count"],) or not len(array):
         raise damaged(path, f"it has {array.dtype} of shape {array.shape}, and should have {facts['count']} numbers")
     if path.stat().st_size != array.offset + array.nbytes:
