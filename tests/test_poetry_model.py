@@ -46,6 +46,13 @@ def test_tied_the_table_is_the_projections_weight_too() -> None:
         PoemModel(V, E, H, tied=True)
 
 
+def test_tied_the_lowest_lstm_hears_its_small_inputs_as_one_with_a_table_of_its_own_does() -> None:
+    loud, tied = (PoemModel(3000, 64, 64, tied=tied, rng=0) for tied in (False, True))
+    ids = np.arange(1000)
+    heard = [float((model.embedding(ids) @ model.lstms[0].weight_ih.data.T).std()) for model in (loud, tied)]
+    assert heard[1] == pytest.approx(heard[0], rel=0.05)
+
+
 def test_the_gradient_of_a_tied_model_is_the_numerical_one() -> None:
     model = PoemModel(V, H, H, tied=True, rng=0)
     model.embedding = minidl.Embedding(V, H, dtype="float64", rng=1)

@@ -50,7 +50,8 @@ class PoemModel(minidl.Layer):
 
     `tied`: the embedding's table is the projection's weight too (Press & Wolf 2017), whose columns are the LSTM's
     units; so `embedding_size` must be `hidden_size`. The table starts 1 / sqrt(hidden_size) as large, that
-    the first logits are not, and forget gates start open.
+    the first logits are not, the weights of the lowest LSTM's inputs as much larger, that it hears them as well, and
+    forget gates start open.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class PoemModel(minidl.Layer):
         self.head = minidl.LinearCrossEntropy(hidden_size, vocabulary_size, shared, backend=backend, rng=rng)
         if tied:
             self.embedding.weight.data[...] *= hidden_size**-0.5
+            self.lstms[0].weight_ih.data[...] *= hidden_size**0.5
             for lstm in self.lstms:
                 lstm.bias.data[hidden_size : 2 * hidden_size] = 1
         *self.input_dropouts, self.output_dropout = [minidl.Dropout(dropout, rng=rng) for _ in sizes]
