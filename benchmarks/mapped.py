@@ -3,9 +3,10 @@
     python benchmarks/mapped.py --out mapped
 
 Makes a text by repeating the poems of all 58 Tang files, each time in another order, until their ids fill --gigabytes,
-and encodes it with examples/poetry/prepare.py. Then two sides train in turns, with the recipe of the lowest perplexity
-(batches of 128, dropout, clipping): `mapped` from that folder, `memory` as train.py has the same poems once, in memory.
-At last the batches of a whole epoch are drawn from the map, without training on them, so that all of it is touched.
+and encodes it with examples/poetry/prepare.py. Then two sides train in turns, with the model of `train.py --recipe
+best`, its dropout and clipping, in batches of 128: `mapped` from that folder, `memory` as train.py has the same poems
+once, in memory. At last the batches of a whole epoch are drawn from the map, without training on them, so that all of
+it is touched.
 Anonymous memory (RssAnon) is the process's own; mapped pages (RssFile) are the file's, and the system may take them
 back. Both are known on Linux alone. Writes mapped.json and mapped.png into --out; needs twice and a half --gigabytes of
 disk meanwhile, in --folder.
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 FOLDER = "MINIDL_MAPPED"  # the environment variable that tells a side where the prepared folder is
 LOG = "memory.jsonl"  # beside it: what the mapped side's memory was
 TEXT, PREPARED = "repeated.txt", "prepared"
+BATCH = 128
 LOOKS = 200  # at the memory, over an epoch's batches
 ON_LINUX = sys.platform == "linux"
 Look = dict[str, float]
@@ -125,10 +127,9 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 def build_mapped(args: argparse.Namespace) -> Ready:
     import prepared
-    import settings
 
     folder = Path(os.environ[FOLDER])
-    return trained(args, prepared.load(folder / PREPARED).task(settings.RECIPES["best"]["batch_size"]), folder / LOG)
+    return trained(args, prepared.load(folder / PREPARED).task(BATCH), folder / LOG)
 
 
 def build_memory(args: argparse.Namespace) -> Ready:
@@ -141,7 +142,7 @@ def build_memory(args: argparse.Namespace) -> Ready:
     where = {"text": None, "corpus": args.corpus, "files": args.files, "max_length": best["max_length"]}
     parts = sources.read_parts(argparse.Namespace(**where))
     vocabulary = Vocabulary.build(parts[0], least=best["min_count"])
-    return trained(args, packed_task(parts, vocabulary, best["batch_size"]))
+    return trained(args, packed_task(parts, vocabulary, BATCH))
 
 
 def trained(args: argparse.Namespace, task: Task, log: Path | None = None) -> Ready:
@@ -186,11 +187,10 @@ def look() -> Look:
 def walk(folder: Path) -> dict[str, Any]:
     """Over the batches of a whole epoch: what memory there was; and how soon its middle is reached."""
     import prepared
-    import settings
     from tqdm import tqdm
 
     started = time.perf_counter()
-    task = prepared.load(folder / PREPARED).task(settings.RECIPES["best"]["batch_size"])
+    task = prepared.load(folder / PREPARED).task(BATCH)
     opened = time.perf_counter() - started
     started = time.perf_counter()
     next(iter(task.train(np.random.default_rng(0), task.steps // 2)))
