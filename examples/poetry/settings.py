@@ -46,12 +46,12 @@ RECIPES: dict[str, dict[str, Any]] = {  # what they change of it; patience lets 
     "default": {},
     "best": {
         **ALL_FILES,
-        "lr": 0.004,
+        "lr": 0.006,
         "epochs": 16,
         "patience": 16,
-        "batch_size": 128,
+        "batch_size": 32,
         "embedding_size": 256,
-        "dropout": 0.35,
+        "dropout": 0.25,
     },
     "large": {
         **ALL_FILES,
