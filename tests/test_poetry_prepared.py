@@ -34,6 +34,7 @@ from poetry_helpers import (
     run_program,
     small_model,
 )
+from settings import DEFAULTS, RECIPES
 from tasks import Task, packed_task
 from training import held_out_figures
 from vocabulary import Vocabulary
@@ -235,7 +236,8 @@ def test_recipes_set_what_the_folder_does_not_decide() -> None:
     sizes = ("--epochs", 1, "--hidden-size", 8, "--embedding-size", 8, "--out", "run")
     assert run_program("train", "--prepared", "big", "--recipe", "best", *sizes).code == 0
     arguments = resuming.read(Path("run")).facts["arguments"]  # type: ignore[union-attr]
-    assert arguments["batch_size"] == 128 and arguments["min_count"] is arguments["files"] is None
+    assert arguments["batch_size"] == RECIPES["best"]["batch_size"] != DEFAULTS["batch_size"]
+    assert arguments["min_count"] is arguments["files"] is None
 
 
 # Memory

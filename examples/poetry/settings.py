@@ -58,11 +58,11 @@ RECIPES: dict[str, dict[str, Any]] = {  # what they change of it; patience lets 
         "lr": 0.003,
         "epochs": 5,
         "patience": 5,
-        "batch_size": 64,
+        "batch_size": 32,
         "layers": 2,
         "hidden_size": 512,
         "embedding_size": 512,
-        "dropout": 0.25,
+        "dropout": 0.35,
     },
 }
 TANG = ("corpus", "files", "max_length")  # which poems of the Tang
