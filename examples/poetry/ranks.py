@@ -167,7 +167,9 @@ class Ranks(Alone):
             message = message and f"rank {self.rank}: {message}"
         try:
             with contextlib.suppress(OSError):  # there may be no one to read it
-                print(message, file=self.stderr, end="\n" if message else "", flush=True)
+                # One piece: what mpiexec says of the end would come between a line and its own end.
+                self.stderr.write(f"{message}\n" if message else "")
+                self.stderr.flush()
         finally:
             self.comm.Abort(code)
             os._exit(code)  # MPICH's MPI_Abort returns; a regular exit would wait for the others
