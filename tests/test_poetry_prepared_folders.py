@@ -127,6 +127,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "tokens as an object": (facts_with(tokens=dict.fromkeys(["<begin>", "<end>", "<unknown>"], 1)), "no list but dict"),
     "a zip file": (zipped, "train.ids.npy"),
     "more ids than there are numbers for": (content("train.ids.npy", npy(f"({10**30},)")), "train.ids.npy"),
+    "a head that breaks off": (content("train.ids.npy", npy("(3,")), "train.ids.npy"),
     "other lengths": (swapped, "do not begin and end"),
 }
 

@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from vocabulary import code_points
@@ -54,7 +55,7 @@ class LineIndex:
         try:
             with path.open("rb") as file:
                 return cls(np.lib.format.read_array(file))
-        except (ValueError, OverflowError, MemoryError) as error:  # the two latter: a head that promises too much
+        except (ValueError, OverflowError, MemoryError, TokenError) as error:  # all but the first: a head made wrong
             raise ValueError(f"{path}: no index of lines ({str(error).splitlines()[0]})") from None
 
     def save(self, path: Path) -> None:

@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,7 +152,7 @@ def _mapped(path: Path, facts: dict[str, Any]) -> np.ndarray:
     """The array in the file, which is not read; CorpusError if the file is not as long as it should be."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # np.load would take a zip file too, and leave it open
-    except (ValueError, EOFError, OverflowError) as error:
+    except (ValueError, OverflowError, TokenError) as error:  # the last: a head that breaks off
         raise damaged(path, str(error)) from None
     if array.dtype.kind != "u" or array.shape != (facts["count"],) or not len(array):
         raise damaged(path, f"it has {array.dtype} of shape {array.shape}, and should have {facts['count']} numbers")
