@@ -10,7 +10,7 @@ from .layers.embedding import Embedding
 from .layers.linear import Linear
 from .layers.lstm import LSTM
 from .losses import LinearCrossEntropy, softmax_cross_entropy
-from .optimizers import SGD, Adadelta, AdaGrad, Adam, clip_grad_norm
+from .optimizers import SGD, Adadelta, AdaGrad, Adam, AdamW, clip_grad_norm
 from .parameter import Parameter, flatten
 from .sampling import sample
 from .schedules import Constant, ExponentialDecay, OneCycle, StepDecay
@@ -25,6 +25,7 @@ __all__ = [
     "AdaGrad",
     "Adadelta",
     "Adam",
+    "AdamW",
     "BackendError",
     "CheckpointError",
     "Constant",

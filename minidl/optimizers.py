@@ -234,18 +234,37 @@ class Adam(Optimizer):
         data -= change
 
 
+class AdamW(Adam):
+    """p = p - lr weight_decay p, then Adam's rule, whose m and v know nothing of it  (Loshchilov & Hutter 2019)."""
+
+    def __init__(
+        self,
+        params: Sequence[Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        self.weight_decay = checks.number("weight_decay", weight_decay, 0.0)
+        super().__init__(params, lr, betas, eps)
+
+    def _update(self, lr: float, data: Array, grad: Array, *state: Array) -> None:
+        data *= 1 - lr * self.weight_decay
+        super()._update(lr, data, grad, *state)
+
+
+def _adam(o: Adam, lr: float, keep: float = 1.0) -> tuple[str, list[float]]:
+    b1, b2 = o.betas
+    return "adam", [keep, b1, 1 - b1, b2, 1 - b2, 1 / math.sqrt(1 - b2**o.steps), o.eps, lr / (1 - b1**o.steps)]
+
+
 # On a device: the name of a rule's kernel, and its numbers in that kernel's order.
 _FUSED: dict[type[Optimizer], Callable[[Any, float], tuple[str, list[float]]]] = {
     SGD: lambda o, lr: ("momentum", [lr, o.momentum]) if o.state else ("sgd", [lr]),
     AdaGrad: lambda o, lr: ("adagrad", [lr, o.eps]),
     Adadelta: lambda o, lr: ("adadelta", [lr, o.rho, 1 - o.rho, o.eps]),
-    Adam: lambda o, lr: (
-        "adam",
-        [
-            *(o.betas[0], 1 - o.betas[0], o.betas[1], 1 - o.betas[1]),
-            *(1 / math.sqrt(1 - o.betas[1] ** o.steps), o.eps, lr / (1 - o.betas[0] ** o.steps)),
-        ],
-    ),
+    Adam: _adam,
+    AdamW: lambda o, lr: _adam(o, lr, 1 - lr * o.weight_decay),
 }
 
 

@@ -169,9 +169,9 @@ def adadelta(data: Any, g: Any, square: Any, moved: Any, lr: Any, rho: Any, rest
 
 
 @rule
-def adam(
-    data: Any, g: Any, mean: Any, square: Any, b1: Any, rest1: Any, b2: Any, rest2: Any, root: Any, eps: Any, rate: Any
-) -> None:
+def adam(data: Any, g: Any, mean: Any, square: Any, keep: Any, *numbers: Any) -> None:
+    b1, rest1, b2, rest2, root, eps, rate = numbers
     mean[...] = b1 * mean + rest1 * g
     square[...] = b2 * square + rest2 * g * g
+    data *= keep
     data -= mean / (np.sqrt(square) * root + eps) * rate

@@ -368,6 +368,14 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, tuple[Any, Kind]]]] = {
     "AdaGrad": (minidl.AdaGrad, {"eps": (1e-8, bad.number(0))}),
     "Adadelta": (minidl.Adadelta, {"rho": (0.9, bad.number(0, 1, open_low=False)), "eps": (1e-8, bad.number(0))}),
     "Adam": (minidl.Adam, {"betas": ((0.9, 0.99), pairs), "eps": (1e-8, bad.number(0))}),
+    "AdamW": (
+        minidl.AdamW,
+        {
+            "betas": ((0.9, 0.99), pairs),
+            "eps": (1e-8, bad.number(0)),
+            "weight_decay": (0.1, bad.number(0, open_low=False)),
+        },
+    ),
 }
 SCHEDULES: dict[str, tuple[Any, dict[str, tuple[Any, Kind]]]] = {
     "Constant": (minidl.Constant, {"warmup": (1, bad.integer(0))}),

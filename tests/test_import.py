@@ -167,6 +167,7 @@ def test_the_public_surface_is_there() -> None:
         "AdaGrad": "params lr",
         "Adadelta": "params lr rho",
         "Adam": "params lr betas eps",
+        "AdamW": "params lr betas eps weight_decay",
         "clip_grad_norm": "params max_norm",
         "pack": "sequences",
         "unpack": "batch",

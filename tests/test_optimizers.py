@@ -21,6 +21,7 @@ MAKERS: dict[str, Callable[[Params], Any]] = {
     "AdaGrad": lambda params: minidl.AdaGrad(params, lr=0.1),
     "Adadelta": lambda params: minidl.Adadelta(params),
     "Adam": lambda params: minidl.Adam(params, lr=0.01),
+    "AdamW": lambda params: minidl.AdamW(params, lr=0.01, weight_decay=0.1),
 }
 every_optimizer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
@@ -82,7 +83,22 @@ def test_adam_by_hand() -> None:
     np.testing.assert_allclose(made, [0.9, 0.9 - second], rtol=1e-11)
 
 
-@every_optimizer
+def test_adamw_by_hand() -> None:
+    """Adam's rule, but each step begins with nine tenths of what there is."""
+    rule: dict[str, Any] = {"lr": 0.1, "betas": (0.5, 0.75), "eps": 1e-12}
+    first, second = one_step(lambda p: minidl.Adam(p, **rule), 1.0, [40.0, -10.0])
+    made = one_step(lambda p: minidl.AdamW(p, **rule, weight_decay=1.0), 1.0, [40.0, -10.0])
+    np.testing.assert_allclose(made, [0.9 + first - 1, 0.9 * (0.9 + first - 1) + second - first], rtol=1e-11)
+
+
+def test_adamw_without_decay_is_adam() -> None:
+    adam, adamw = parameters(), parameters()
+    train(minidl.Adam(adam), 0, 5)
+    train(minidl.AdamW(adamw, weight_decay=0), 0, 5)
+    assert snapshot([p.data for p in adam]) == snapshot([p.data for p in adamw])
+
+
+@pytest.mark.parametrize("make", [make for name, make in MAKERS.items() if name != "AdamW"])
 def test_a_gradient_of_zero_at_the_start_moves_nothing(make: Callable[[Params], Any]) -> None:
     params = parameters()
     before = [p.data.copy() for p in params]
@@ -363,6 +379,8 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], list[str]]] = [
     (minidl.Adam, {"betas": 0.9}, TypeError, ["betas", "pair", "float"]),
     (minidl.Adam, {"betas": (0.9, 0.9, 0.9)}, ValueError, ["betas", "pair"]),
     (minidl.Adam, {"eps": float("inf")}, ValueError, ["eps", "inf"]),
+    (minidl.AdamW, {"weight_decay": -0.1}, ValueError, ["weight_decay", "at least 0", "-0.1"]),
+    (minidl.AdamW, {"weight_decay": None}, TypeError, ["weight_decay", "NoneType"]),
 ]
 
 
@@ -398,6 +416,8 @@ def test_the_defaults_are_pytorchs() -> None:
     assert (adagrad.lr, adagrad.eps) == (1e-2, 1e-10)
     assert (adadelta.lr, adadelta.rho, adadelta.eps) == (1.0, 0.9, 1e-6)
     assert (adam.lr, adam.betas, adam.eps) == (1e-3, (0.9, 0.999), 1e-8)
+    adamw = minidl.AdamW(params)
+    assert (adamw.lr, adamw.betas, adamw.eps, adamw.weight_decay) == (1e-3, (0.9, 0.999), 1e-8, 1e-2)
 
 
 def test_a_norm_at_the_limit_changes_nothing_and_a_tiny_one_stays_below() -> None:

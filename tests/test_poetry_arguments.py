@@ -41,6 +41,7 @@ WRONG = [
       for case in each("train", f"--{name}", *BAD_NUMBERS)],
     *each("train", "--lr", *NOT_POSITIVE),
     *each("train", "--clip", *NOT_POSITIVE),
+    *each("train", "--weight-decay", "-1", "nan", "inf", "x", ""),
     *each("train", "--dropout", "1", "1.5", "-0.1", "nan", "x"),
     *each("train", "--seed", "-1", "1.5", "x"),
     *each("train", "--optimizer", "rmsprop", "Adam", ""),
@@ -105,6 +106,7 @@ def test_what_no_program_knows(here: Path, program: str, arguments: tuple[str, .
         ("--embedding-size", "8"),
         ("--dropout", "0.1"),
         ("--clip", "2"),
+        ("--weight-decay", "0.1"),
         ("--patience", "2"),
         ("--schedule", "one-cycle"),
         ("--optimizer", "sgd"),
@@ -137,8 +139,14 @@ def test_a_recipe_replaces_defaults_and_nothing_that_was_given(monkeypatch: pyte
     assert {name: best[name] for name in changed} == settings.RECIPES["best"]
     given = parsed("--recipe", "best", "--dropout", "0.1", "--files", "2", "--no-tied", "--lr", "1")
     assert (given["dropout"], given["files"], given["tied"], given["lr"]) == (0.1, 2, False, 1.0)
+    assert parsed("--recipe", "best", "--optimizer", "sgd")["weight_decay"] is None
     named = {"recipe": "default", "typed": ["--recipe=default"]}
     assert parsed("--recipe", "default") == default | named
+
+
+@pytest.mark.usefixtures("at_once")
+def test_weight_decay_is_adams_alone() -> None:
+    refused(run_program("train", "--optimizer", "sgd", "--weight-decay", "0.1"), "--weight-decay", "adam alone", "sgd")
 
 
 @pytest.mark.usefixtures("at_once")

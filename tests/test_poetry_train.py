@@ -398,14 +398,15 @@ def test_options_reach_the_training(corpus_folder: Path, monkeypatch: pytest.Mon
     assert max(batch.batch_sizes[0] for batch in batches) == 16
 
 
-def test_one_cycle_rises_to_the_rate_and_falls_over_all_epochs(
+def test_one_cycle_rises_to_the_rate_and_falls_over_all_epochs_and_weights_decay(
     corpus_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = ("--schedule", "one-cycle", "--lr", 0.25, "--epochs", 7, "--batch-size", 32)
+    options = ("--schedule", "one-cycle", "--lr", 0.25, "--epochs", 7, "--batch-size", 32, "--weight-decay", 0.5)
     seen = settings_of(monkeypatch, "--corpus", corpus_folder, *options)
     steps = 7 * seen["task"].steps
     rates = [seen["schedule"].rate(step) for step in range(steps + 1)]
+    assert isinstance(seen["schedule"].optimizer, minidl.AdamW) and seen["schedule"].optimizer.weight_decay == 0.5
     top = rates.index(max(rates))
     assert rates[top] == pytest.approx(0.25, rel=0.02) and 0 < top < steps / 2
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)

@@ -32,6 +32,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "AdaGrad": minidl.AdaGrad,
     "Adadelta": minidl.Adadelta,
     "Adam": minidl.Adam,
+    "AdamW": minidl.AdamW,
 }
 pytestmark = pytest.mark.usefixtures("as_many_threads_afterwards")
 

@@ -36,6 +36,7 @@ SETTINGS = {
     "dropout": 0.0,
     "tied": False,
     "clip": None,
+    "weight_decay": None,
 }
 PROTOCOLS: dict[str, dict[str, Any]] = {"report": SETTINGS, "report-rows": DATA}  # what each of them fixes
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.01, "adadelta": 0.5}

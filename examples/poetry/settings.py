@@ -34,6 +34,7 @@ DEFAULTS = {
     "dropout": 0.3,
     "tied": False,
     "clip": 1.0,
+    "weight_decay": None,
 }
 ALL_FILES: dict[str, Any] = {
     "files": 58,
@@ -52,6 +53,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # what they change of it; patience lets 
         "batch_size": 32,
         "embedding_size": 256,
         "dropout": 0.25,
+        "weight_decay": 0.05,
     },
     "large": {
         **ALL_FILES,
@@ -96,6 +98,8 @@ def parse_arguments() -> Namespace:
     add("--layers", "LSTMs, each over the one below", type=cli.whole(1, 64))
     add("--tied", "the embedding is the projection's weight too", action=argparse.BooleanOptionalAction)
     add("--dropout", "share of units that a training step leaves out", type=share)
+    decay = "with adam: share of every weight, times the learning rate, that a step takes away (AdamW)"
+    add("--weight-decay", decay, type=cli.real(lambda share: share >= 0, "of at least 0"))
     add("--clip", "largest norm of the gradient", type=cli.positive)
     add("--out", "a new folder for the results (default: runs/1, runs/2, ...)", type=Path, metavar="DIR")
     add(
@@ -190,6 +194,8 @@ def settle(parser: cli.Parser, args: Namespace) -> None:
         parser.error(f"--protocol report knows the optimizers {', '.join(protocol.LEARNING_RATES)}")
     if as_it_was and args.epochs is None:
         args.epochs = protocol.EPOCHS
+    if args.weight_decay is not None and args.optimizer not in (None, "adam"):
+        parser.error(f"--weight-decay goes with --optimizer adam alone, got {args.optimizer}")
     recipe = RECIPES[args.recipe or "default"]
     for name, default in {**DEFAULTS, **recipe}.items():
         fixed = None if args.prepared and name in POEMS else settings.get(name, default)
@@ -197,6 +203,8 @@ def settle(parser: cli.Parser, args: Namespace) -> None:
             setattr(args, name, fixed)
         elif name in settings:
             parser.error(f"{option(name)} does not go with --protocol {args.protocol}, which fixes it")
+    if args.optimizer != "adam":
+        args.weight_decay = None
     args.lr = args.lr or (protocol.LEARNING_RATES if as_it_was else LEARNING_RATES)[args.optimizer]
     if args.tied and args.embedding_size != args.hidden_size:
         parser.error(

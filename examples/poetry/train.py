@@ -144,7 +144,7 @@ def begin(args: Namespace, model: PoemModel, schedule: Schedule, data: Data, rng
 
 
 def build_schedule(args: Namespace, model: PoemModel, task: Task) -> Schedule:
-    optimizer = build_optimizer(args.optimizer, model.parameters(), args.lr)
+    optimizer = build_optimizer(args.optimizer, model.parameters(), args.lr, args.weight_decay)
     if args.schedule == "one-cycle":
         return minidl.OneCycle(optimizer, args.lr, args.epochs * task.steps)
     return minidl.Constant(optimizer)

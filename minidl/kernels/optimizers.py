@@ -150,11 +150,11 @@ RULES = {
     "adam": _rule(
         "adam",
         ["mean", "square"],
-        ["beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "root_scale", "eps", "rate"],
+        ["keep", "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "root_scale", "eps", "rate"],
         """\
         mean[k] = beta1 * mean[k] + one_minus_beta1 * g;
         square[k] = beta2 * square[k] + one_minus_beta2 * g * g;
-        data[k] -= mean[k] / (sqrt(square[k]) * root_scale + eps) * rate;""",
+        data[k] = keep * data[k] - mean[k] / (sqrt(square[k]) * root_scale + eps) * rate;""",
     ),
 }
 

@@ -23,6 +23,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "AdaGrad": lambda params: minidl.AdaGrad(params, lr=0.1),
     "Adadelta": lambda params: minidl.Adadelta(params),
     "Adam": lambda params: minidl.Adam(params, lr=0.01),
+    "AdamW": lambda params: minidl.AdamW(params, lr=0.01, weight_decay=0.1),
 }
 SCHEDULES: dict[str, Callable[[Any], Any]] = {
     "Constant": lambda optimizer: minidl.Constant(optimizer, warmup=2),

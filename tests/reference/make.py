@@ -27,6 +27,8 @@ OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "adadelta-own": ("Adadelta", "Adadelta", {"lr": 0.5, "rho": 0.95, "eps": 1e-3}),
     "adam": ("Adam", "Adam", {}),
     "adam-own": ("Adam", "Adam", {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-2}),
+    "adamw": ("AdamW", "AdamW", {}),
+    "adamw-own": ("AdamW", "AdamW", {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.3}),
 }
 CLIPS = {"clip-above": 0.5, "clip-below": 50.0, "clip-tiny": 1e-8}
 
