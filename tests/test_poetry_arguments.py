@@ -140,6 +140,7 @@ def test_a_recipe_replaces_defaults_and_nothing_that_was_given(monkeypatch: pyte
     given = parsed("--recipe", "best", "--dropout", "0.1", "--files", "2", "--no-tied", "--lr", "1")
     assert (given["dropout"], given["files"], given["tied"], given["lr"]) == (0.1, 2, False, 1.0)
     assert parsed("--recipe", "best", "--optimizer", "sgd")["weight_decay"] is None
+    assert parsed("--recipe", "best", "--weight-decay", "0")["weight_decay"] is None
     named = {"recipe": "default", "typed": ["--recipe=default"]}
     assert parsed("--recipe", "default") == default | named
 

@@ -194,7 +194,7 @@ def settle(parser: cli.Parser, args: Namespace) -> None:
         parser.error(f"--protocol report knows the optimizers {', '.join(protocol.LEARNING_RATES)}")
     if as_it_was and args.epochs is None:
         args.epochs = protocol.EPOCHS
-    if args.weight_decay is not None and args.optimizer not in (None, "adam"):
+    if args.weight_decay and args.optimizer not in (None, "adam"):
         parser.error(f"--weight-decay goes with --optimizer adam alone, got {args.optimizer}")
     recipe = RECIPES[args.recipe or "default"]
     for name, default in {**DEFAULTS, **recipe}.items():
@@ -203,7 +203,7 @@ def settle(parser: cli.Parser, args: Namespace) -> None:
             setattr(args, name, fixed)
         elif name in settings:
             parser.error(f"{option(name)} does not go with --protocol {args.protocol}, which fixes it")
-    if args.optimizer != "adam":
+    if args.optimizer != "adam" or args.weight_decay == 0:
         args.weight_decay = None
     args.lr = args.lr or (protocol.LEARNING_RATES if as_it_was else LEARNING_RATES)[args.optimizer]
     if args.tied and args.embedding_size != args.hidden_size:

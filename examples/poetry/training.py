@@ -61,11 +61,13 @@ class Mean:
         return float(minidl.to_host(self.real_nats + self.pad_nats)) / self.places
 
 
-def build_optimizer(name: str, params: Sequence[minidl.Parameter], lr: float, weight_decay: float = 0.0) -> Optimizer:
-    """The optimizer called adam, adagrad, adadelta or sgd (the last with momentum 0.9); decay is for adam alone."""
+def build_optimizer(
+    name: str, params: Sequence[minidl.Parameter], lr: float, weight_decay: float | None = None
+) -> Optimizer:
+    """The optimizer called adam, adagrad, adadelta or sgd (with momentum 0.9); `weight_decay` makes adam AdamW."""
     if name == "sgd":
         return minidl.SGD(params, lr, momentum=0.9)
-    if weight_decay:
+    if name == "adam" and weight_decay is not None:
         return minidl.AdamW(params, lr, weight_decay=weight_decay)
     return {"adam": minidl.Adam, "adagrad": minidl.AdaGrad, "adadelta": minidl.Adadelta}[name](params, lr)
 
