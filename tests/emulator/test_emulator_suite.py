@@ -31,5 +31,5 @@ def test_training_gives_the_same_bits_whatever_the_order_of_threads() -> None:
     done = [emulator.run(Path(__file__).with_name("bits.py"), mode=mode) for mode in ("plain", "reversed")]
     assert all(each.returncode == 0 for each in done), done
     plain, turned = (json.loads(each.stdout) for each in done)
-    assert len(set(plain.values())) == len(plain) == 5
+    assert len(set(plain.values())) == len(plain) == 6
     assert plain == turned
