@@ -98,7 +98,7 @@ def parse_arguments() -> Namespace:
     add("--layers", "LSTMs, each over the one below", type=cli.whole(1, 64))
     add("--tied", "the embedding is the projection's weight too", action=argparse.BooleanOptionalAction)
     add("--dropout", "share of units that a training step leaves out", type=share)
-    decay = "with adam: share of every weight, times the learning rate, that a step takes away (AdamW)"
+    decay = "with adam alone: a step shrinks every weight by this share times the learning rate (AdamW)"
     add("--weight-decay", decay, type=cli.real(lambda share: share >= 0, "of at least 0"))
     add("--clip", "largest norm of the gradient", type=cli.positive)
     add("--out", "a new folder for the results (default: runs/1, runs/2, ...)", type=Path, metavar="DIR")
