@@ -235,7 +235,10 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """p = p - lr weight_decay p, then Adam's rule, whose m and v know nothing of it  (Loshchilov & Hutter 2019)."""
+    """p = p - lr weight_decay p, then Adam's rule, whose m and v know nothing of it  (Loshchilov & Hutter 2019).
+
+    Every parameter decays, biases and embeddings too, as in PyTorch.
+    """
 
     def __init__(
         self,

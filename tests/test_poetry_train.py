@@ -398,19 +398,23 @@ def test_options_reach_the_training(corpus_folder: Path, monkeypatch: pytest.Mon
     assert max(batch.batch_sizes[0] for batch in batches) == 16
 
 
-def test_one_cycle_rises_to_the_rate_and_falls_over_all_epochs_and_weights_decay(
+def test_one_cycle_rises_to_the_rate_and_falls_over_all_epochs(
     corpus_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = ("--schedule", "one-cycle", "--lr", 0.25, "--epochs", 7, "--batch-size", 32, "--weight-decay", 0.5)
+    options = ("--schedule", "one-cycle", "--lr", 0.25, "--epochs", 7, "--batch-size", 32)
     seen = settings_of(monkeypatch, "--corpus", corpus_folder, *options)
     steps = 7 * seen["task"].steps
     rates = [seen["schedule"].rate(step) for step in range(steps + 1)]
-    assert isinstance(seen["schedule"].optimizer, minidl.AdamW) and seen["schedule"].optimizer.weight_decay == 0.5
     top = rates.index(max(rates))
     assert rates[top] == pytest.approx(0.25, rel=0.02) and 0 < top < steps / 2
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[0] < 0.05 and rates[steps // 2] > 0.1 and rates[-1] < 0.001
+
+
+def test_weight_decay_reaches_the_optimizer(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = settings_of(monkeypatch, "--corpus", corpus_folder, "--weight-decay", 0.5)["schedule"].optimizer
+    assert isinstance(optimizer, minidl.AdamW) and optimizer.weight_decay == 0.5
 
 
 def test_without_lr_every_optimizer_has_its_own(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
