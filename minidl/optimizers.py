@@ -235,10 +235,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """p = p - lr weight_decay p, then Adam's rule, whose m and v know nothing of it  (Loshchilov & Hutter 2019).
-
-    Every parameter decays, biases and embeddings too, as in PyTorch.
-    """
+    """p = p - lr weight_decay p for all parameters, biases too; then Adam's rule  (Loshchilov & Hutter 2019)."""
 
     def __init__(
         self,
