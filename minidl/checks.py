@@ -21,18 +21,31 @@ def size(name: str, value: int) -> int:
 def integer(name: str, value: int, low: int) -> int:
     """`value` as an int of at least `low`."""
     try:
-        number = operator.index(value)
+        number = _index(value)
     except TypeError:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got bool")
     if number < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
     return number
 
 
-def number(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
-    """`value` as a finite float in [low, high), or in (low, high) with open_low."""
+def _index(value: object) -> int:
+    """`value` as an int; TypeError for what is none, True and False among them, which Python takes for 1 and 0."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError
+    return operator.index(value)  # type: ignore[arg-type]
+
+
+def number(
+    name: str,
+    value: float,
+    low: float,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    infinite: bool = False,
+) -> float:
+    """`value` as a finite float in [low, high), or in (low, high) with open_low; with `infinite` it may be inf."""
     try:
         if isinstance(value, (str, bytes, bool, np.bool_)) or getattr(value, "ndim", None):  # float() takes them too
             raise TypeError
@@ -41,9 +54,10 @@ def number(name: str, value: float, low: float, high: float = math.inf, *, open_
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
     except OverflowError:  # an int
         result = math.inf
-    if not math.isfinite(result) or result < low or result >= high or (open_low and result == low):
+    in_range = low <= result < high or (infinite and result == math.inf)
+    if not in_range or (open_low and result == low):
         bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and below {high:g}" if high < math.inf else "")
-        raise ValueError(f"{name} must be finite, {bounds}, got {value}")
+        raise ValueError(f"{name} must be {'' if infinite else 'finite, '}{bounds}, got {value}")
     return result
 
 
@@ -121,6 +135,8 @@ def ids(name: str, values: Array, limit: int, like: Array, rows: int | None = No
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= limit:
         raise IndexError(f"{name} holds the id {low if low < 0 else high}; expected 0 to {limit - 1}")
+    if array.dtype == np.uint64:
+        array = array.astype(np.int64)  # NumPy 1 does not index with them
     return backend.of(like).asarray(array)
 
 
@@ -129,9 +145,7 @@ def batch_sizes(values: Sequence[int] | Array, rows: int) -> list[int]:
     if backend.is_device(values):
         raise TypeError("batch_sizes must be on the host, got a cupy array")
     try:
-        sizes = [operator.index(value) for value in values]
-        if any(value is True for value in values):
-            raise TypeError
+        sizes = [_index(value) for value in values]
     except TypeError:
         shown = " ".join(repr(values).split())[:100]
         raise TypeError(f"batch_sizes must be a sequence of ints, got {shown}") from None

@@ -9,6 +9,9 @@
     lstms.1.weight_ih, ...      lstms.1.weight_ih_l0, ...
     anything else               the same: Embedding and Linear have PyTorch's names and shapes
 
+What makes an LSTM is a weight_hh of shape (4H, H). A weight_ih, weight_hh or PyTorch's name for one of them that is of
+no LSTM, such as those of a GRU of one's own, is passed through under its name with a UserWarning that names it.
+
 Gates come in the order i, f, g, o on both sides, so that no row moves. An nn.LSTM of several layers,
 lstms.weight_ih_l0, lstms.weight_ih_l1, ..., always becomes a list, lstms.0.weight_ih, lstms.1.weight_ih, ...; the
 reverse of that is `to_torch(..., stacked=True)`. With `stacked=True`, `from_torch` makes a list of one layer too.
@@ -19,14 +22,15 @@ tensors share memory the first one stays. PyTorch's two biases get the same grad
 far in a step of training: to train on there as here, freeze the second one at zero.
 
 Values are copied bit for bit, NaN and infinity too; but files refuse those, as `minidl.save` does.
-ValueError, one line with the name and why, for what minidl has not: LSTMs that are bidirectional or project their
-output, GRUs and RNNs, names of Keras and ONNX, dtypes other than float16, float32 and float64.
+ValueError, one line with the name and why, for what minidl does not have: PyTorch's LSTMs that are bidirectional or
+project their output, its GRUs and RNNs, names of Keras and ONNX, dtypes other than float16, float32 and float64.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -150,23 +154,28 @@ def _floats(name: str, value: Any) -> np.ndarray:
 
 def _theirs(arrays: Arrays, stacked: bool) -> Arrays:
     """minidl's names as PyTorch's."""
-    prefixes = dict.fromkeys(_split(name)[0] for name in arrays if _split(name)[1] in WEIGHTS)
+    prefixes = [_split(name)[0] for name in arrays if _split(name)[1] == "weight_hh" and _is_lstm(arrays, name)]
     for prefix in prefixes:
         _check_lstm(arrays, *(prefix + part for part in (*WEIGHTS, "bias")))
     places = {prefix: (prefix, 0) for prefix in prefixes} | (_stacks(prefixes, arrays) if stacked else {})
     found: Arrays = {}
+    passed = []
     for name, array in arrays.items():
         prefix, part = _split(name)
-        if THEIRS.fullmatch(part):
+        theirs = THEIRS.fullmatch(part)
+        if theirs and _is_lstm(arrays, f"{prefix}weight_hh_l{theirs[2]}{theirs[3] or ''}"):
             raise ValueError(f"{_shown(name)} is PyTorch's name already")
         start, layer = places.get(prefix, ("", 0))
         if prefix not in places or part not in (*WEIGHTS, "bias"):
             _put(found, name, array)
+            if theirs or part in WEIGHTS:
+                passed.append(name)
         elif part == "bias":
             _put(found, f"{start}bias_ih_l{layer}", array)
             _put(found, f"{start}bias_hh_l{layer}", np.zeros_like(array))
         else:
             _put(found, f"{start}{part}_l{layer}", array)
+    _tell_passed(passed, arrays)
     return found
 
 
@@ -191,9 +200,12 @@ def _stacks(prefixes: Iterable[str], arrays: Arrays) -> dict[str, tuple[str, int
 def _ours(arrays: Arrays, stacked: bool) -> Arrays:
     """PyTorch's names as minidl's."""
     lstms: dict[str, dict[int, Arrays]] = {}  # by prefix and layer
+    passed = []
     for name, array in arrays.items():
         _refuse_foreign(name, arrays)
         prefix, part = _split(name)
+        if part in WEIGHTS:
+            passed.append(name)
         match = THEIRS.fullmatch(part)
         if match:
             lstms.setdefault(prefix, {}).setdefault(int(match[2]), {})[match[1]] = array
@@ -210,6 +222,7 @@ def _ours(arrays: Arrays, stacked: bool) -> Arrays:
     for name, array in arrays.items():
         if not THEIRS.fullmatch(_split(name)[1]):
             _put(found, name, array)
+    _tell_passed(passed, arrays)
     return found
 
 
@@ -234,12 +247,25 @@ def _refuse_foreign(name: str, arrays: Arrays) -> None:
         raise ValueError(f"{_shown(name)} is of a bidirectional LSTM; minidl's runs in one direction")
     if match and match[1] == "weight_hr":
         raise ValueError(f"{_shown(name)} is of an LSTM that projects its output (proj_size); minidl's does not")
-    if part in WEIGHTS:
+    if part in WEIGHTS and _is_lstm(arrays, f"{prefix}weight_hh"):
         raise ValueError(f"{_shown(name)} has no layer, as in {part}_l0: it is minidl's own name, or an LSTMCell's")
     if keras in ("kernel", "recurrent_kernel"):
         raise ValueError(f"{_shown(name)} is a name of Keras, whose kernels are transposed, (inputs, outputs)")
     if part in ("W", "R", "B") and {f"{prefix}W", f"{prefix}R"} <= arrays.keys():
         raise ValueError(f"{_shown(name)} is a name of ONNX, whose LSTM has the gates in another order, i, o, f, c")
+
+
+def _is_lstm(arrays: Arrays, weight_hh: str) -> bool:
+    """Whether there is such a weight, of an LSTM's shape (4H, H)."""
+    shape = arrays[weight_hh].shape if weight_hh in arrays else ()
+    return len(shape) == 2 and shape[0] == 4 * shape[1]
+
+
+def _tell_passed(names: list[str], arrays: Arrays) -> None:
+    if names:
+        shown = ", ".join(f"{_shown(name)} {arrays[name].shape}" for name in names)
+        message = f"of no LSTM, and passed through by name: {shown}"
+        warnings.warn(message, UserWarning, stacklevel=4)  # the caller of to_torch or its like
 
 
 def _check_lstm(arrays: Arrays, weight_ih: str, weight_hh: str, *biases: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import backend, checks
 from .backend import Array
-from .parameter import Parameter
+from .parameter import Parameter, describe
 
 
 class Layer:
@@ -39,6 +39,12 @@ class Layer:
                 f"{type(self).__name__} holds a Dropout: define its __call__ out of its parts' calls, without one"
             )
         return self.forward(*inputs, **options)[0]
+
+    def __repr__(self) -> str:
+        """Sizes, dtype, backend and number of weights; of a model also those of every layer in it, a line each."""
+        parts = list(_walk(self, "", set()))
+        layers = [f"  {name}: {_summary(part)}" for name, part in parts if isinstance(part, Layer) and name]
+        return "\n".join([_summary(self), *layers])
 
     def named_parameters(self) -> list[tuple[str, Parameter]]:
         """(name, Parameter) pairs, names like "lstm.weight_hh"; a tied Parameter once, under its first name."""
@@ -65,6 +71,10 @@ class Layer:
         for name, parameter in named.items():
             values = host[name].astype(parameter.data.dtype)
             parameter.data[...] = backend.of(parameter.data).asarray(values)
+
+
+def _summary(layer: Layer) -> str:
+    return describe(layer, [part for _, part in _walk(layer, "", set()) if isinstance(part, Parameter)])
 
 
 def _walk(value: object, name: str, seen: set[int]) -> Iterator[tuple[str, Layer | Parameter]]:

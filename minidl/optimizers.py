@@ -18,7 +18,7 @@ import numpy as np
 
 from . import backend, checks, threads
 from .backend import Array
-from .parameter import Parameter, check_parameters, flatten, layout, segments
+from .parameter import Parameter, check_parameters, describe, flatten, layout, segments
 
 LEAST = 2**18  # elements that are worth a thread
 BLOCK = 2**18  # elements: few enough for a cache, many enough that calls cost little
@@ -46,13 +46,16 @@ class Optimizer:
         if self._skipped is not None:  # a copy is to be heard as well
             backend.watch(self)
 
+    def __repr__(self) -> str:
+        return describe(self, self.params, steps=self.steps)
+
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
         for segment in segments(self.params):
             if backend.is_device(segment.grad):
                 segment.grad.data.memset_async(0, segment.grad.nbytes)
                 continue
-            threads.run([partial(_fill, segment.grad, part) for part in _parts(segment.grad)])
+            threads.run([partial(segment.grad[part].fill, 0) for part in _parts(segment.grad)])
 
     def step(self) -> None:
         """Change the parameters by their gradients, once."""
@@ -271,11 +274,12 @@ _FUSED: dict[type[Optimizer], Callable[[Any, float], tuple[str, list[float]]]] =
 def clip_grad_norm(params: Sequence[Parameter], max_norm: float) -> Array:
     """Scale all gradients down together so that their common norm is at most `max_norm`; returns the norm before.
 
+    A `max_norm` of inf changes nothing: that is how to watch the norm.
     A norm that is not finite raises FloatingPointError and changes nothing; on CuPy it travels on to the
     optimizer's step, which then does nothing (see the top of this file).
     """
     params = check_parameters(params)
-    max_norm = checks.number("max_norm", max_norm, 0.0, open_low=True)
+    max_norm = checks.number("max_norm", max_norm, 0.0, open_low=True, infinite=True)
     grads = [segment.grad for segment in segments(params)]
     if backend.is_device(grads[0]):
         from .kernels import optimizers as device
@@ -309,10 +313,6 @@ def _square(flat: np.ndarray) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         squares = threads.run([partial(np.dot, flat[part], flat[part]) for part in _parts(flat)])
         return float(sum(squares))
-
-
-def _fill(flat: Array, part: slice) -> None:
-    flat[part] = 0
 
 
 def _parts(flat: Array) -> list[slice]:

@@ -67,6 +67,24 @@ def create(name: str, draw: Callable[[], np.ndarray], dtype: object, backend_nam
     return Parameter(xp.asarray(draw().astype(dtype)), name)
 
 
+def describe(owner: object, params: Sequence[Parameter] = (), **more: object) -> str:
+    """What the owner of parameters prints as: with the arguments that it was made with, and the number of weights."""
+    import inspect  # only here: it is slow to import
+
+    arguments = inspect.signature(type(owner).__init__).parameters
+    facts = {name: getattr(owner, name, None) for name in arguments} | more
+    words = [f"{name}={value!r}" for name, value in facts.items() if _is_plain(value)]
+    if params:
+        data = params[0].data
+        words += [f"dtype={data.dtype}", f"backend={backend.of(data).__name__}"]
+        words.append(f"weights={sum(parameter.data.size for parameter in params):,}")
+    return f"{type(owner).__name__}({', '.join(words)})"
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (int, float, str)) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+
+
 class Home(NamedTuple):
     """Where a parameter lives: the two buffers that it shares with others, and its first element there."""
 

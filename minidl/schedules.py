@@ -13,6 +13,7 @@ import numpy as np
 from . import checks
 from .backend import Array
 from .optimizers import Optimizer
+from .parameter import describe
 
 
 class Schedule:
@@ -25,6 +26,9 @@ class Schedule:
         self.lr = optimizer.lr
         self.steps = 0
         optimizer.lr = self.rate(0)
+
+    def __repr__(self) -> str:
+        return describe(self, steps=self.steps)
 
     def rate(self, step: int) -> float:
         raise NotImplementedError(f"{type(self).__name__}.rate")

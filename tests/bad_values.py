@@ -36,8 +36,12 @@ def size(_: Any) -> list[Row]:
     return integer(1)(None) + rows(MemoryError, huge=HUGE, beyond=2**63, far_beyond=10**40)
 
 
-def number(low: float, high: float | None = None, *, open_low: bool = True, none: bool = False) -> Kind:
+def number(
+    low: float, high: float | None = None, *, open_low: bool = True, none: bool = False, infinite: bool = False
+) -> Kind:
     out = {"NaN": float("nan"), "inf": float("inf"), "-inf": -float("inf"), "below": low - 1, "huge int": 10**309}
+    if infinite:
+        del out["inf"], out["huge int"]
     if open_low:
         out["low"] = low
     if high is not None:

@@ -239,6 +239,15 @@ def test_a_state_that_is_loaded_forgets_bad_steps_before_it() -> None:
     assert optimizer.steps == 2
 
 
+def test_printing_never_waits(cupy: Any) -> None:
+    model = Model("cupy", "float32")
+    optimizer = minidl.Adam(model.parameters())
+    cupy.syncs.clear()
+    shown = [*repr(model).splitlines(), repr(optimizer)]
+    assert len(shown) > 4 and all("backend=cupy" in line for line in shown if "Dropout" not in line)
+    assert cupy.syncs == []
+
+
 class Bounded(minidl.SGD):
     """A rule of one's own, which has no kernel: p = p - lr g / (|g| + 1)."""
 

@@ -153,7 +153,7 @@ FROM: dict[str, tuple[dict[Any, Any], tuple[str, ...]]] = {
         ("'bias'", "sum", "float16"),
     ),
     "minidl's own": (lstm_arrays("a."), ("a.weight_ih", "weight_ih_l0", "minidl")),
-    "an LSTMCell": ({"weight_ih": WIDE, "weight_hh": WIDE}, ("weight_ih", "LSTMCell")),
+    "an LSTMCell": ({"weight_ih": np.ones((8, 3)), "weight_hh": np.ones((8, 2))}, ("weight_ih", "LSTMCell")),
     "one name for two": (torch_arrays() | {"bias": np.ones(8)}, ("'bias'", "two tensors")),
     "Keras's LSTM": ({"lstm/recurrent_kernel:0": WIDE}, ("recurrent_kernel", "Keras", "transposed")),
     "Keras's Dense": ({"dense.kernel": WIDE}, ("dense.kernel", "Keras", "transposed")),
@@ -168,9 +168,9 @@ FROM: dict[str, tuple[dict[Any, Any], tuple[str, ...]]] = {
 }
 TO: dict[str, tuple[dict[Any, Any], tuple[str, ...]]] = {
     "no bias": ({k: v for k, v in lstm_arrays("a.").items() if k != "a.bias"}, ("a.weight_ih", "without 'a.bias'")),
-    "no weight_hh": ({"a.weight_ih": WIDE}, ("without 'a.weight_hh'",)),
+    "no weight_ih": ({"a.weight_hh": np.ones((8, 2))}, ("a.weight_hh", "without 'a.weight_ih'")),
     "PyTorch's already": (torch_arrays("a."), ("a.weight_ih_l0", "PyTorch's name")),
-    "a GRU's shape": ({**lstm_arrays(), "weight_hh": WIDE}, ("weight_hh", "GRU")),
+    "another weight_ih": ({**lstm_arrays(), "weight_ih": WIDE}, ("weight_ih", "(8, I)", "(6, 2)")),
     "integers": ({"steps": np.array(3)}, ("steps", "int64")),
 }
 STACKED: dict[str, tuple[dict[Any, Any], tuple[str, ...]]] = {
@@ -207,6 +207,38 @@ def test_what_to_torch_refuses(what: str, torch: Any) -> None:
 def test_names_that_only_look_foreign_are_taken() -> None:
     own = {name: np.ones(2, "f4") for name in ("W", "R.weight", "kernel_size", "bias", "a.weight_ih_lx", "a.b_l0")}
     assert same(interop.from_torch(own), own) and same(written(own), own)
+
+
+def gru_arrays(prefix: str) -> dict[str, np.ndarray]:
+    """A GRU as somebody may have written one: its names are an LSTM's and PyTorch's, its shapes are not."""
+    names = ("weight_ih", "weight_hh", "bias", "bias_ih", "bias_hh", "weight_hh_l0")
+    shapes = ((6, 3), (6, 2), (6,), (6,), (6,), (6, 2))
+    pairs = zip(names, shapes, strict=True)
+    return {prefix + name: np.full(shape, place, "f4") for place, (name, shape) in enumerate(pairs)}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_what_is_of_no_lstm_is_passed_through_and_named(stacked: bool) -> None:
+    gru = gru_arrays("gru.0.")
+    ours = {**gru, **lstm_arrays("lstms.0."), "alone.weight_ih": WIDE}
+    with pytest.warns(UserWarning) as told:
+        theirs = written(ours, stacked=stacked)
+    assert theirs.keys() == gru.keys() | written(lstm_arrays("lstms.0."), stacked=stacked).keys() | {"alone.weight_ih"}
+    assert same({name: theirs[name] for name in gru}, gru)
+    assert len(told) == 1 and told[0].filename == __file__
+    message = str(told[0].message)
+    for name in ("gru.0.weight_ih", "gru.0.weight_hh", "gru.0.weight_hh_l0", "alone.weight_ih"):
+        assert f"'{name}' {ours[name].shape}" in message
+    assert "lstms" not in message and "bias" not in message
+
+
+def test_what_was_passed_through_comes_back(tmp_path: Path) -> None:
+    gru = {name: array for name, array in gru_arrays("gru.").items() if not name.endswith("_l0")}
+    ours = {**gru, **lstm_arrays("lstm.")}
+    with pytest.warns(UserWarning, match="'gru.weight_hh'"):
+        interop.write_safetensors(tmp_path / "f", ours)
+    with pytest.warns(UserWarning, match="'gru.weight_hh'"):
+        assert same(interop.read_safetensors(tmp_path / "f"), ours)
 
 
 # Files
@@ -258,7 +290,6 @@ UNREADABLE: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "text": (b"hello\n" * 9, ("damaged",)),
     "a pickle": (b"\x80\x02}q\x00." * 9, ("damaged",)),
     "a bidirectional LSTM": (crafted("F32", 4, "weight_ih_l0_reverse"), ("weight_ih_l0_reverse", "direction")),
-    "an LSTMCell": (crafted("F32", 4, "weight_ih"), ("weight_ih", "LSTMCell")),
     "a layer of 5,000 digits": (crafted("F32", 4, "weight_ih_l" + "9" * 5000), ()),
     "a name of two lines": (crafted("F64", 8, "a\nb.kernel"), (r"a\nb.kernel", "Keras")),
 }

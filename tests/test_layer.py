@@ -182,3 +182,41 @@ def test_parameters_know_the_kind_of_layer_they_are_of() -> None:
         *("LinearCrossEntropy.weight", "LinearCrossEntropy.bias"),
     ]
     assert minidl.Parameter(np.zeros(1)).name == "parameter"
+
+
+@pytest.mark.parametrize(
+    ("layer", "shown"),
+    [
+        (minidl.LSTM(3, 4), "LSTM(input_size=3, hidden_size=4, dtype=float32, backend=numpy, weights=128)"),
+        (minidl.Linear(30, 50, bias=False, dtype="float64"), "in_features=30, out_features=50, dtype=float64"),
+        (
+            minidl.LinearCrossEntropy(30, 50),
+            "in_features=30, num_classes=50, dtype=float32, backend=numpy, weights=1,550",
+        ),
+        (minidl.Embedding(7, 2), "Embedding(num_embeddings=7, embedding_dim=2, dtype=float32"),
+        (minidl.Dropout(0.25), "Dropout(p=0.25)"),
+        (minidl.Layer(), "Layer()"),
+    ],
+)
+def test_a_layer_prints_its_sizes(layer: minidl.Layer, shown: str) -> None:
+    assert shown in repr(layer) and "\n" not in repr(layer)
+
+
+def test_a_model_prints_every_layer_under_its_name_and_counts_shared_weights_once() -> None:
+    model = Model()
+    first, *lines = repr(model).splitlines()
+    assert first == "Model(dtype=float64, backend=numpy, weights=27)"  # 2 times 9, 6, 2 and 1
+    assert [line.split(":")[0] for line in lines] == [
+        *("  blocks.0", "  blocks.0.linear", "  blocks.0.dropout", "  blocks.1", "  blocks.1.linear"),
+        *("  blocks.1.dropout", "  by_name.out"),
+    ]
+    assert lines[1].endswith("Linear(in_features=2, out_features=3, dtype=float64, backend=numpy, weights=9)")
+
+
+def test_a_layer_prints_no_arrays_that_it_was_made_with() -> None:
+    class Scale(minidl.Layer):
+        def __init__(self, start: Any, pair: Any, mode: str = "plain") -> None:
+            self.start, self.pair, self.mode = start, pair, mode
+
+    assert repr(Scale(np.ones(5), (np.ones(5), 1))) == "Scale(mode='plain')"
+    assert repr(Scale(2.5, (1, 2))) == "Scale(start=2.5, pair=(1, 2), mode='plain')"

@@ -85,7 +85,8 @@ def complex_jacobian(function: Callable[[np.ndarray], np.ndarray], at: np.ndarra
 
 def agree(*values: np.ndarray) -> None:
     for value in values[1:]:
-        np.testing.assert_allclose(value, values[0], rtol=1e-12, atol=1e-15, strict=True)
+        assert value.shape == values[0].shape and value.dtype == values[0].dtype
+        np.testing.assert_allclose(value, values[0], rtol=1e-12, atol=1e-15)
 
 
 def relative_error(wrong: np.ndarray, right: np.ndarray) -> float:

@@ -356,7 +356,20 @@ def test_clip_grad_norm_reaches_gradients_in_any_memory_order() -> None:
     assert math.isclose(float(np.linalg.norm(parameter.grad)), 1.0, rel_tol=1e-5)
 
 
-@pytest.mark.parametrize("max_norm", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_max_norm_of_inf_gives_the_norm_and_clips_nothing() -> None:
+    params = parameters()
+    for p in params:
+        p.grad[...] = 1e18
+    before = snapshot(params)
+    norm = minidl.clip_grad_norm(params, math.inf)
+    assert math.isclose(norm, 1e18 * math.sqrt(sum(p.grad.size for p in params)), rel_tol=1e-5)
+    assert snapshot(params) == before
+    params[0].grad[0] = np.nan
+    with refuses(FloatingPointError, "p0", "not finite", keep=params):
+        minidl.clip_grad_norm(params, math.inf)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, -1.0, float("nan"), -float("inf")])
 def test_a_bad_max_norm_is_refused(max_norm: float) -> None:
     params = parameters()
     with refuses(ValueError, "max_norm", "above 0", max_norm, keep=params):
@@ -438,3 +451,16 @@ def test_a_fresh_state_can_be_loaded_and_an_lr_that_is_an_int() -> None:
     assert (state["steps"].dtype, state["lr"].dtype) == (np.int64, np.float64)
     optimizer.load_state_dict(state)
     assert (optimizer.steps, optimizer.lr) == (0, 1.0)
+
+
+def test_an_optimizer_prints_its_settings_as_they_are_now() -> None:
+    params = parameters()
+    optimizer = minidl.AdamW(params, lr=0.5, weight_decay=0.25)
+    train(optimizer, 0, 2)
+    optimizer.lr = 0.125
+    count = sum(p.data.size for p in params)
+    assert repr(optimizer) == (
+        "AdamW(lr=0.125, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.25, steps=2, "
+        f"dtype={params[0].data.dtype}, backend=numpy, weights={count})"
+    )
+    assert repr(minidl.SGD(params, 1.0, momentum=0.5)).startswith("SGD(lr=1.0, momentum=0.5, steps=0, ")

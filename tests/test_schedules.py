@@ -175,3 +175,9 @@ def test_a_fresh_state_can_be_loaded_and_an_lr_that_is_an_int() -> None:
     assert (state["steps"].dtype, state["lr"].dtype) == (np.int64, np.float64)
     schedule.load_state_dict(state)
     assert (schedule.steps, schedule.lr) == (0, 1.0)
+
+
+def test_a_schedule_prints_its_settings_and_its_step() -> None:
+    schedule = minidl.OneCycle(minidl.SGD([minidl.Parameter(np.ones(2))], 1.0), 0.5, 30)
+    schedule.step()
+    assert repr(schedule) == "OneCycle(max_lr=0.5, total_steps=30, warmup=0.1, steps=1)"

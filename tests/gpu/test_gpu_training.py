@@ -152,7 +152,7 @@ def test_an_empty_parameter_takes_part(name: str) -> None:
     assert (minidl.to_host(params[0].data) < 1).all()
 
 
-@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+@pytest.mark.parametrize("max_norm", [0.5, 1e6, np.inf])
 def test_clipping_leaves_small_gradients_alone(max_norm: float) -> None:
     host, device = twins(minidl.Linear, 30, 40)
     rng = np.random.default_rng(0)
