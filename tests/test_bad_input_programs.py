@@ -378,7 +378,9 @@ EVERY = {
 
 
 @posix
-@pytest.mark.parametrize("program", EVERY)
+@pytest.mark.parametrize(
+    "program", ["generate", *(pytest.param(name, marks=pytest.mark.slow) for name in EVERY if name != "generate")]
+)
 def test_help_into_a_pipe_that_is_closed_or_a_disk_that_is_full(here: Path, program: str) -> None:
     done = shell(f"{EVERY[program]} | true; echo ${{PIPESTATUS[0]}}", here)
     assert (done.stdout, done.stderr) == ("0\n", "")

@@ -95,6 +95,7 @@ def run_json(program: Path | str, *arguments: str) -> dict[str, Any]:
     return json.loads(out)
 
 
+@pytest.mark.slow
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios(pretending: Path) -> None:
     result = run_json(pretending, "--sides", "minidl,torch,jax,floor")
     assert [field for field in FIELDS if field not in result] == []
@@ -108,6 +109,7 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios(pretending: Path) -> Non
     assert {"Python", "NumPy", "BLAS"} <= result["versions"].keys()
 
 
+@pytest.mark.slow
 def test_a_side_that_dies_or_cannot_be_imported_is_told_in_one_line(pretending: Path) -> None:
     out, err = run(pretending, "--sides", "minidl,dies,absent,torch")
     lines = [line.strip() for line in err.replace("\r", "\n").splitlines() if "is left out" in line]
@@ -130,6 +132,7 @@ def test_without_a_peer_the_ratio_is_null(pretending: Path) -> None:
     assert result["ratio"] is None and result["peers"] == {} and result["floor"] is None
 
 
+@pytest.mark.slow
 def test_a_fresh_process_for_every_turn_starts_anew(pretending: Path) -> None:
     assert run_json(pretending, "--sides", "minidl,torch", "--fresh")["peers"] == {"torch": 3}
 
@@ -210,12 +213,14 @@ def test_whole_numbers_alone_are_taken() -> None:
 SMALL = ("--batch", "4", "--steps", "5", "--hidden", "6", "--embedding", "3", "--vocabulary", "20")
 
 
+@pytest.mark.slow
 def test_a_small_step_is_timed() -> None:
     result = run_json("train_step", *SMALL, "--sides", "minidl,floor", "--rounds", "1")
     assert result["ours"] > result["floor"] > 0
     assert 0 < result["share_of_floor"] < 1
 
 
+@pytest.mark.slow
 def test_a_small_step_is_taken_apart() -> None:
     out, _ = run("profile_step", *SMALL, "--sides", "minidl", "--rounds", "1")
     assert "LSTM backward" in out and "share_of_floor" not in out
@@ -230,6 +235,7 @@ def corpus(tmp_path: Path) -> Path:
     return write_corpus(tmp_path / "corpus", pseudo_poems(400))
 
 
+@pytest.mark.slow
 def test_scaling_compares_the_most_files_with_the_fewest(corpus: Path, tmp_path: Path) -> None:
     options = ("--files", "2,8", "--steps", "2", "--max-vocabulary", "7", "--rounds", "1", "--corpus", str(corpus))
     result = run_json("scaling", *options)
@@ -243,6 +249,7 @@ def test_scaling_compares_the_most_files_with_the_fewest(corpus: Path, tmp_path:
     assert png_size(tmp_path / "corpus.png")[0] > 100
 
 
+@pytest.mark.slow
 def test_sweeps_are_drawn_and_other_files_refused(tmp_path: Path) -> None:
     sweep = {"program": "sweep", "values": [16, 32], "ours": [2e4, 3e4], "peers": {"torch": [1e4, 2e4]}, "floor": None}
     for over in ("batch", "threads", "hidden"):
@@ -254,6 +261,7 @@ def test_sweeps_are_drawn_and_other_files_refused(tmp_path: Path) -> None:
     assert "is no result of" in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_time_to_perplexity_ends_with_the_epoch_that_reaches_the_bar(tmp_path: Path) -> None:
     folder = write_corpus(tmp_path / "corpus", pseudo_poems(290))  # of which 256 train
     options = ("--corpus", str(folder), "--rounds", "1", "--sides", "minidl")
@@ -264,6 +272,7 @@ def test_time_to_perplexity_ends_with_the_epoch_that_reaches_the_bar(tmp_path: P
     assert "nats after all" in err
 
 
+@pytest.mark.slow
 def test_mapped_trains_from_a_prepared_folder_and_draws_all_of_it(tmp_path: Path) -> None:
     folder = write_corpus(tmp_path / "corpus", pseudo_poems(290))
     options = ("--corpus", str(folder), "--files", "8", "--rounds", "2", "--steps", "1", "--out", str(tmp_path / "out"))
@@ -276,6 +285,7 @@ def test_mapped_trains_from_a_prepared_folder_and_draws_all_of_it(tmp_path: Path
         assert result["walk"][0]["anonymous"] > 1 and png_size(tmp_path / "out" / "mapped.png")[0] > 500
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_the_reports_run_in_pytorch_has_the_losses_of_ours_and_learns() -> None:
     """A start with minidl's weights has the losses that minidl counts: with pads, and of real targets."""
@@ -305,6 +315,7 @@ def test_the_reports_run_in_pytorch_has_the_losses_of_ours_and_learns() -> None:
     assert model.losses([rows_of(batch) for batch in task.validation])[1] < mean.loss
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("model", sizes.MODELS)
 def test_minidl_and_pytorch_train_alike(model: str) -> None:
@@ -313,6 +324,7 @@ def test_minidl_and_pytorch_train_alike(model: str) -> None:
     assert "minidl, torch" in out
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_all_ways_to_train_on_poems_have_the_same_losses(corpus: Path) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -322,6 +334,7 @@ def test_all_ways_to_train_on_poems_have_the_same_losses(corpus: Path) -> None:
     assert len({figures["targets"] for figures in result["figures"].values()}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_minidl_and_pytorch_write_the_same_poem() -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -263,6 +263,7 @@ def test_a_symbolic_link_at_the_path_is_replaced_or_followed_but_never_half(tmp_
     minidl.load(tmp_path / "first")
 
 
+@pytest.mark.slow
 def test_metadata_beyond_what_the_format_takes_is_refused(tmp_path: Path) -> None:
     deep: list[Any] = []
     for _ in range(100_000):

@@ -15,6 +15,7 @@ from helpers import python
 import minidl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20 if THOROUGH else 1))
 def test_the_last_checkpoint_survives_a_kill_at_any_instant(seed: int, tmp_path: Path) -> None:
     """What was reported as saved can be loaded, or the one after it; and no unfinished files pile up."""

@@ -499,6 +499,7 @@ def test_an_npm_that_cannot_be_started(cache: Path, tmp_path: Path, monkeypatch:
     assert "no-such-npm" in message and "cannot write" not in message
 
 
+@pytest.mark.slow
 def test_an_npm_that_hangs_is_ended_with_its_children(
     cache: Path, npm: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

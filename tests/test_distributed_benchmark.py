@@ -74,6 +74,7 @@ def test_the_picture(tmp_path: Path) -> None:
 TINY = ("--vocabulary", "20", "--embedding", "4", "--hidden", "4", "--batch", "8", "--steps", "3", "--repeat", "2")
 
 
+@pytest.mark.slow
 @with_mpi
 def test_it_measures_two_ranks_and_a_share(tmp_path: Path) -> None:
     out, _ = run("distributed", *TINY, "--rounds", "1", "--sides", "1 rank,2 ranks,share 1,share 4", "--json")

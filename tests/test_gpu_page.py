@@ -38,6 +38,7 @@ def test_the_page_shows_the_tables_that_the_program_prints(roofline: Any, capsys
     assert [table for table in tables if table not in PAGE] == []
 
 
+@pytest.mark.slow
 def test_the_roofline_is_of_the_reports_model_and_has_all_its_products(roofline: Any) -> None:
     size = sizes.MODELS["report"]
     assert (size.batch, size.steps, size.embedding) == (roofline.BATCH, roofline.STEPS, roofline.EMBEDDING)

@@ -104,6 +104,7 @@ class Killed(BaseException):
     """Nobody catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_run_that_goes_on_has_every_step_once(epoch: int, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +162,7 @@ def test_files_of_one_second_are_read_in_the_order_of_the_runs(tmp_path: Path, m
     assert curves(tmp_path / "logs") == {"loss/train": {1: 1.25}}
 
 
+@pytest.mark.slow
 def test_what_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").write_bytes(b"")
     Path("taken").mkdir()

@@ -99,6 +99,7 @@ def sent() -> int:
     return int(found)
 
 
+@pytest.mark.slow
 def test_two_hosts_end_with_the_weights_of_one_process(
     hosts: None, agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +119,7 @@ def test_two_hosts_end_with_the_weights_of_one_process(
     assert steps * size < sent() < 1.25 * steps * size
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_on_one_host_ends_those_on_the_other(hosts: None, agent: Path, tmp_path: Path) -> None:
     text = tmp_path / "poems.txt"
     text.write_text("\n".join(pseudo_poems(299)), encoding="utf-8")

@@ -82,6 +82,7 @@ def test_what_does_not_fit_is_refused(
     assert not any(path.startswith("again") for path in tree(Path(".")))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_model_that_it_began_with(first: Path, corpus_folder: Path) -> None:
     options = ("--init-from", first, "--epochs", 2)
     assert train(corpus_folder, *options, "--out", "whole").code == 0
@@ -92,6 +93,7 @@ def test_a_run_goes_on_without_the_model_that_it_began_with(first: Path, corpus_
     assert results("cut") == results("whole")
 
 
+@pytest.mark.slow
 @with_mpi
 def test_all_ranks_begin_with_it(first: Path, corpus_folder: Path, here: Path) -> None:
     arguments = ["--corpus", str(corpus_folder), *SMALL, "--init-from", str(first), "--epochs", "1", "--lr", "1e-9"]

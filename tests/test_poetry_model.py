@@ -90,7 +90,7 @@ class MeanLoss(minidl.Layer):
 
 
 @pytest.mark.parametrize("real", [False, True])
-@pytest.mark.parametrize("dropout, layers", [(0.0, 1), (0.5, 1), (0.5, 3)])
+@pytest.mark.parametrize("dropout, layers", [(0.0, 1), (0.5, 1), pytest.param(0.5, 3, marks=pytest.mark.slow)])
 def test_the_gradient_of_the_whole_model_is_the_numerical_one(dropout: float, layers: int, real: bool) -> None:
     report = minidl.gradcheck(MeanLoss(float64_model(dropout, layers), batch(real), step=3), rng=6)
     lstms = {f"lstms.{n}.{name}" for n in range(layers) for name in ("weight_ih", "weight_hh", "bias")}

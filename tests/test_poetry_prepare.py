@@ -142,6 +142,7 @@ def test_the_same_text_gives_the_same_folder(text: Path) -> None:
     assert [(Path("a") / name).read_bytes() for name in FILES] == [(Path("b") / name).read_bytes() for name in FILES]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "CHUNK", 1 << 15)
     monkeypatch.setattr(prepare, "CODE_POINTS", 0x10000)

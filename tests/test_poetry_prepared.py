@@ -243,6 +243,7 @@ def test_recipes_set_what_the_folder_does_not_decide() -> None:
 # Memory
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepared, "BLOCK", 256)
     peaks, sizes = [], []

@@ -155,8 +155,8 @@ def alone(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @with_mpi
-@pytest.mark.parametrize(("name", "most"), [("sgd", 1e-5), ("adam", 1e-3)])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("name", "most"), [("sgd", 1e-5), pytest.param("adam", 1e-3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_end_with_the_weights_of_one_process(
     size: int, name: str, most: float, alone: Any, text: Path, tmp_path: Path
 ) -> None:
@@ -171,12 +171,14 @@ def test_ranks_end_with_the_weights_of_one_process(
     assert len(outcome.out.splitlines()) == 7, "only the first rank writes poems"
 
 
+@pytest.mark.slow
 @with_mpi
 def test_one_rank_is_one_process_bit_for_bit(alone: Any, text: Path, tmp_path: Path) -> None:
     assert distributed(1, tmp_path, *options(text, "--optimizer", "adam")).code == 0
     assert apart(weights(alone("adam")), weights(tmp_path)) == 0 and lines(alone("adam")) == lines(tmp_path)
 
 
+@pytest.mark.slow
 @with_mpi
 def test_gradients_on_a_device_are_summed_too(alone: Any, text: Path, tmp_path: Path) -> None:
     outcome = distributed(2, tmp_path, *options(text, "--optimizer", "adam", "--backend", "cupy"), what="device")
@@ -184,6 +186,7 @@ def test_gradients_on_a_device_are_summed_too(alone: Any, text: Path, tmp_path: 
     assert apart(weights(alone("adam")), weights(tmp_path)) < 1e-3
 
 
+@pytest.mark.slow
 @with_mpi
 def test_all_ranks_stop_early_together(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -194,6 +197,7 @@ def test_all_ranks_stop_early_together(text: Path, tmp_path: Path, monkeypatch: 
     assert len(lines(tmp_path / "three")) - 1 == epochs < 20
 
 
+@pytest.mark.slow
 @with_mpi
 def test_ranks_train_from_mapped_files(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -204,6 +208,7 @@ def test_ranks_train_from_mapped_files(text: Path, tmp_path: Path, monkeypatch: 
     assert apart(weights(tmp_path), weights(tmp_path / "two")) < 1e-5
 
 
+@pytest.mark.slow
 @with_mpi
 def test_other_mapped_files_at_another_rank_are_refused(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -221,6 +226,7 @@ def test_other_mapped_files_at_another_rank_are_refused(
 # Going on
 
 
+@pytest.mark.slow
 @with_mpi
 def test_a_run_goes_on_with_any_number_of_ranks(alone: Any, text: Path, tmp_path: Path) -> None:
     """With as many as before bit for bit, with others as near as ranks are to one process."""
@@ -249,6 +255,7 @@ def own_lines(outcome: Outcome) -> list[str]:
     return [line for line in outcome.err.replace("\r", "\n").splitlines() if "train.py" in line]
 
 
+@pytest.mark.slow
 @with_mpi
 @pytest.mark.parametrize(
     ("wrong", "words"),
@@ -269,6 +276,7 @@ def test_what_every_rank_finds_wrong_is_said_once(
     assert line.startswith("train.py: error: ") and words in line and "Traceback" not in outcome.err
 
 
+@pytest.mark.slow
 @with_mpi
 def test_a_folder_that_holds_a_run_is_refused(text: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
@@ -277,6 +285,7 @@ def test_a_folder_that_holds_a_run_is_refused(text: Path, tmp_path: Path) -> Non
     assert outcome.code == 2 and "already holds a run" in own_lines(outcome)[0] and len(own_lines(outcome)) == 1
 
 
+@pytest.mark.slow
 @with_mpi
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_one_rank_that_fails_ends_all_with_one_message(rank: int, text: Path, tmp_path: Path) -> None:
@@ -286,6 +295,7 @@ def test_one_rank_that_fails_ends_all_with_one_message(rank: int, text: Path, tm
     assert line == f"{f'rank {rank}: ' if rank else ''}train.py: error: the disk of rank {rank} is gone"
 
 
+@pytest.mark.slow
 @with_mpi
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(("what", "said"), [("early", 1), ("mute", 0), ("unread", 0)])
@@ -296,6 +306,7 @@ def test_a_rank_that_ends_early_or_unheard_ends_all(
     assert outcome.code in (2, cli.UNREAD) and len(own_lines(outcome)) == said, outcome.err
 
 
+@pytest.mark.slow
 @with_mpi
 def test_a_bug_at_one_rank_ends_all_with_its_traceback(text: Path, tmp_path: Path) -> None:
     outcome = distributed(3, tmp_path, *options(text), what="bug", rank=2, step=4)
@@ -304,6 +315,7 @@ def test_a_bug_at_one_rank_ends_all_with_its_traceback(text: Path, tmp_path: Pat
     )
 
 
+@pytest.mark.slow
 @with_mpi
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_ends_all(rank: int, text: Path, tmp_path: Path) -> None:
@@ -312,6 +324,7 @@ def test_a_rank_that_is_killed_ends_all(rank: int, text: Path, tmp_path: Path) -
     assert "checkpoint.safetensors" in tree(tmp_path / "run")
 
 
+@pytest.mark.slow
 @with_mpi
 def test_help_ends_all_ranks(tmp_path: Path) -> None:
     outcome = start(2, str(PROGRAMS / "train.py"), "--distributed", "--help", folder=tmp_path)

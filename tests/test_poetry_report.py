@@ -106,6 +106,7 @@ def test_the_whole_report(tmp_path: Path) -> None:
         assert [judge(poem).shape for poem in ruled] == ["五絕", "七絕"] and all(judge(poem).kept for poem in ruled)
 
 
+@pytest.mark.slow
 def test_every_run_has_the_reports_settings_and_its_own_start(monkeypatch: pytest.MonkeyPatch) -> None:
     fit, seen = training.fit, []
 
@@ -135,6 +136,7 @@ def test_every_run_has_the_reports_settings_and_its_own_start(monkeypatch: pytes
         assert (options["patience"], options["pads_count"], options.get("clip")) == (1, True, None)
 
 
+@pytest.mark.slow
 def test_its_models_can_be_used(tmp_path: Path) -> None:
     report("--epochs", 1, "--out", "a")
     for name in ("adam", "adagrad", "adadelta"):
@@ -144,18 +146,21 @@ def test_its_models_can_be_used(tmp_path: Path) -> None:
     assert outcome.code == 0 and outcome.out.startswith("紅")
 
 
+@pytest.mark.slow
 def test_it_does_not_tell_of_more_epochs_than_there_were(tmp_path: Path) -> None:
     report("--epochs", 1, "--out", "a")
     text = (tmp_path / "a" / "report.md").read_text(encoding="utf-8")
     assert "after 5 epochs" not in text
 
 
+@pytest.mark.slow
 def test_reports_are_numbered_apart_from_runs_and_never_written_over(tmp_path: Path) -> None:
     assert report("--epochs", 1).code == 0
     assert tree(tmp_path / "runs" / "report-1") == FILES
     refused(report("--epochs", 1, "--out", "runs/report-1"), "--out", "holds a run")
 
 
+@pytest.mark.slow
 def test_a_corpus_without_any_of_the_seven_characters_still_gets_its_report(tmp_path: Path) -> None:
     swap = str.maketrans("日月山夜紅", "戊己庚辛壬")
     write_corpus(tmp_path / "other", [poem.translate(swap) for poem in pseudo_poems(60)])
@@ -165,6 +170,7 @@ def test_a_corpus_without_any_of_the_seven_characters_still_gets_its_report(tmp_
     assert {cell for row in rows for cell in row[2:]} == {"(not in this corpus)"}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_report(tmp_path: Path) -> None:
     texts = []
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -68,6 +68,7 @@ def train(*arguments: object) -> Outcome:
     return run_program("train", *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
 @pytest.mark.parametrize("name", ["adam", "adagrad", "adadelta", "sgd"])
 def test_a_run_killed_twice_in_the_middle_of_epochs_ends_as_the_whole_one(
@@ -86,6 +87,7 @@ def test_a_run_killed_twice_in_the_middle_of_epochs_ends_as_the_whole_one(
     assert results("cut") == results("whole")
 
 
+@pytest.mark.slow
 def test_without_checkpoints_in_between_it_goes_on_at_the_epochs_beginning(corpus_folder: Path) -> None:
     train(*command(corpus_folder, "--out", "whole"))
     with killed_after(STEPS + 4):
@@ -184,6 +186,7 @@ def test_a_folder_without_a_checkpoint_starts_at_step_0_and_says_so(corpus_folde
     assert results("a") == results("whole")
 
 
+@pytest.mark.slow
 def test_the_run_that_was_saved_last_is_resumed_where_no_folder_is_named(corpus_folder: Path) -> None:
     for number in (1, 2):
         with killed_after(STEPS + 1):
@@ -248,6 +251,7 @@ def test_the_same_settings_may_be_typed_again(stopped: Path, corpus_folder: Path
     assert train(*command(corpus_folder, "--out", stopped, "--resume", "--lr", 0.005)).code == 0
 
 
+@pytest.mark.slow
 def test_other_poems_are_refused_and_the_same_ones_elsewhere_taken(
     stopped: Path, corpus_folder: Path, here: Path
 ) -> None:
@@ -346,6 +350,7 @@ def process(*arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_the_whole_one(corpus_folder: Path) -> None:
     """SIGKILL (on Windows TerminateProcess) at random instants, of a run that saves after every step."""
     rng, kills, epochs = random.Random(0), 0, max(3, KILLS // 3)
@@ -371,6 +376,7 @@ def test_a_run_killed_again_and_again_ends_as_the_whole_one(corpus_folder: Path)
     print(f"{kills} kills; steps at each: {steps}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process")
 def test_ctrl_c_saves_at_the_step_under_way(corpus_folder: Path) -> None:
     options = ("--corpus", corpus_folder, *SMALL, "--epochs", 30, "--patience", 30, "--seed", 5)

@@ -169,6 +169,7 @@ def test_another_seed_is_another_run(run: tuple[Outcome, Path], corpus_folder: P
 # Folders
 
 
+@pytest.mark.slow
 def test_runs_are_numbered(corpus_folder: Path, here: Path) -> None:
     for number in (1, 2):
         assert train(corpus_folder, "--epochs", 1).code == 0
@@ -279,6 +280,7 @@ def test_max_vocabulary_keeps_the_most_frequent_characters(corpus_folder: Path, 
     assert facts["arguments"]["max_vocabulary"] == 5
 
 
+@pytest.mark.slow
 def test_of_a_larger_corpus_nothing_stays_but_its_ids(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held when the vocabulary begins, and when training does, grows by at most 4 bytes a character."""
     build, held = Vocabulary.build, []
@@ -417,6 +419,7 @@ def test_weight_decay_reaches_the_optimizer(corpus_folder: Path, monkeypatch: py
     assert isinstance(optimizer, minidl.AdamW) and optimizer.weight_decay == 0.5
 
 
+@pytest.mark.slow
 def test_without_lr_every_optimizer_has_its_own(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {}
     for name in ("adam", "adagrad", "adadelta", "sgd"):

@@ -273,6 +273,7 @@ class Case:
             assert_close(parameter.grad, self.weights[name], name, self.dtype, gradient=True, times=times)
 
 
+@pytest.mark.slow
 @given(
     lengths=lengths_lists, inputs=sizes, hidden=sizes, spare=st.integers(0, 2), dtype=dtypes, seed=seeds,
     layout=layouts, kind=kinds, cut=cuts,

@@ -69,6 +69,7 @@ def test_the_work_of_every_layer_is_really_split(n: int, lengths: list[int], run
                 assert max(runs) >= n, number
 
 
+@pytest.mark.slow
 @every_shape
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n", COUNTS)
@@ -116,7 +117,7 @@ def test_training_agrees_at_every_number_of_threads(lengths: list[int]) -> None:
             np.testing.assert_allclose(got, value, rtol=1e-8, atol=1e-10)  # Adam divides by gradients near 0
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("n", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 def test_gradients_of_split_work(n: int) -> None:
     """Against numerical ones, with states, and with a state row beyond the batch."""
     rng = np.random.default_rng(0)
@@ -256,6 +257,7 @@ FORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs a system where fork is safe")
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("body", FORKS.values(), ids=FORKS.keys())

@@ -37,6 +37,7 @@ def test_what_numpy_warns_of_in_its_own_modules_is_our_doing() -> None:
         np.mean(np.empty(0))
 
 
+@pytest.mark.slow
 def test_a_plugin_that_warns_as_it_starts_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "noisy.py").write_text(PLUGIN, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
