@@ -1,22 +1,24 @@
-"""The pictures: each is written, and where Chinese cannot be drawn the picture says so."""
+"""The pictures: each is written, has a largest size, and no character of it is lost."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import figures
-import matplotlib
 import numpy as np
 import protocol
 import pytest
+from explaining import Runner, Thought
+from explaining_picture import draw_thoughts, lines_of
 from matplotlib import font_manager, image
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from poetry_helpers import png_size
+from matplotlib.text import Text
+from poetry_helpers import never, png_size
 from report import Start
-
-POEMS = ["月日山，甲乙丙。", "夜甲乙丙丁，山山山。日，月。"]
-LATIN = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")  # comes with matplotlib
 
 
 def metrics(epochs: int, loss: float = 6.0, perplexity: float = 200.0) -> list[dict[str, float]]:
@@ -39,21 +41,27 @@ def check_picture(path: Path) -> None:
 
 
 @pytest.fixture
-def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is written into figures, by `Figure.text`."""
-    written: list[str] = []
-    text = Figure.text
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[Text]:
+    """What is written into figures."""
+    written: list[Text] = []
+    for owner in (Figure, Axes):
+        text = owner.text
 
-    def spy(self: Figure, x: float, y: float, s: str, *arguments: Any, **options: Any) -> Any:
-        written.append(s)
-        return text(self, x, y, s, *arguments, **options)
+        def spy(self: Any, *arguments: Any, write: Any = text, **options: Any) -> Text:
+            written.append(write(self, *arguments, **options))
+            return written[-1]
 
-    monkeypatch.setattr(Figure, "text", spy)
+        monkeypatch.setattr(owner, "text", spy)
     return written
 
 
-def fonts(monkeypatch: pytest.MonkeyPatch, *paths: str) -> None:
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda *arguments, **options: list(paths))
+def contents(texts: Sequence[Text]) -> list[str]:
+    return [text.get_text().replace("\n", "") for text in texts]
+
+
+def fonts(monkeypatch: pytest.MonkeyPatch, *paths: object) -> None:
+    """Those of the system."""
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda *arguments, **options: list(map(str, paths)))
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
@@ -93,50 +101,100 @@ def test_starts(tmp_path: Path) -> None:
     check_picture(tmp_path / "starts.png")
 
 
-def test_columns_run_from_the_right(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    texts: list[str],
-) -> None:
-    places: list[float] = []
-    text = Figure.text
-    monkeypatch.setattr(
-        Figure, "text", lambda self, x, *rest, **named: (places.append(x), text(self, x, *rest, **named))
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7])
+def test_epochs_are_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, *rest: drawn.append(figure))
+    figures.draw_curves(tmp_path / "curves.png", metrics(epochs))
+    figures.draw_optimizers(
+        tmp_path / "curves.png",
+        {name: (metrics(epochs), protocol.REPORTED[name]) for name in ("adam", "adagrad", "adadelta")},
     )
-    fonts(monkeypatch, LATIN)
-    figures.draw_poems(tmp_path / "poems.png", ["abcdefghijklmnopqrstu", "ABC", "DEF"])
+    for figure in drawn:
+        figure.canvas.draw()
+        for axes in figure.axes:
+            ticks = [label.get_text() for label in axes.get_xticklabels()]
+            assert ticks and all(tick.lstrip("\N{MINUS SIGN}").isdigit() for tick in ticks), ticks
+
+
+# Pages of poems
+
+
+def test_columns_run_from_the_right(tmp_path: Path, texts: list[Text]) -> None:
+    figures.draw_poems(tmp_path / "poems.png", ["甲乙丙丁日月山夜紅" * 3, "甲乙", "丁日月"])
     check_picture(tmp_path / "poems.png")
-    columns = [column.replace("\n", "") for column in texts]
-    assert "".join(columns) == "abcdefghijklmnopqrstuABCDEF" and max(map(len, columns)) <= 20
+    assert contents(texts) == ["甲乙丙丁日月山夜紅甲乙丙丁日月山", "夜紅甲乙丙丁日月山夜紅", "", "甲乙", "", "丁日月"]
+    places = [text.get_position()[0] for text in texts]
     assert places == sorted(places, reverse=True) and 0 < places[-1] < places[0] < 1
 
 
-def test_no_character_is_lost_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts: list[str] = []
-    monkeypatch.setattr(Figure, "text", lambda self, x, y, s, **options: texts.append(s))  # no glyph is drawn
-    monkeypatch.setattr(figures, "chinese_font", lambda text: LATIN)
+def test_no_character_is_lost_on_the_page(tmp_path: Path, texts: list[Text]) -> None:
     poems = ["月。。山", "日" * 40, "夜。。"]  # a model that has learned little writes such lines
     figures.draw_poems(tmp_path / "poems.png", poems)
-    assert "".join(texts).replace("\n", "") == "".join(poems)
+    assert "".join(contents(texts)) == "".join(poems)
 
 
-def test_real_poems_are_drawn_where_a_font_is_installed(tmp_path: Path, texts: list[str]) -> None:
-    if figures.chinese_font("".join(protocol.POEMS)) is None:
-        pytest.skip("no installed font has Chinese characters")
+def test_a_wide_page_goes_on_below(tmp_path: Path, texts: list[Text], capsys: pytest.CaptureFixture[str]) -> None:
+    poems = ["甲乙丙丁，日月山夜。" * 20] * 7  # as long as a line of a text may be
+    figures.draw_poems(tmp_path / "poems.png", poems)
+    width, height = png_size(tmp_path / "poems.png")
+    assert width <= 1600 and height <= 4000 and image.imread(tmp_path / "poems.png")[-height // 8 :].std() > 0.01
+    assert "".join(contents(texts)) == "".join(poems)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("poem", ["山" * 6000, "The river runs to the sea. " * 900])
+def test_a_page_has_a_largest_size_and_says_what_it_left_out(
+    tmp_path: Path, texts: list[Text], capsys: pytest.CaptureFixture[str], poem: str
+) -> None:
+    figures.draw_poems(tmp_path / "poems.png", [poem])
+    assert max(png_size(tmp_path / "poems.png")) < 8000
+    left_out = len("".join(poem.split())) - len("".join("".join(contents(texts)).split()))
+    (line,) = capsys.readouterr().err.splitlines()
+    found = re.fullmatch(r"poems.png has no room for ([\d,]+) more characters", line)
+    assert found is not None and 0 < left_out <= int(found[1].replace(",", "")) < len(poem)
+
+
+def test_other_scripts_are_written_in_lines_that_break_between_words(tmp_path: Path, texts: list[Text]) -> None:
+    poems = [
+        "It was the best of times, it was the worst of times; " * 3,
+        "two $dollars$ and \\alpha",
+        "Łódź déjà ΕΛΛΑΔΑ",
+    ]
+    figures.draw_poems(tmp_path / "poems.png", [*poems, "W" * 200])
+    check_picture(tmp_path / "poems.png")
+    lines = contents(texts)
+    assert lines[:4] == [
+        "It was the best of times, it was the worst of times; It was the best of",
+        "times, it was the worst of times; It was the best of times, it was the",
+        "worst of times;",
+        "",
+    ]
+    assert poems[1] in lines and poems[2] in lines
+    heights = [text.get_position()[1] for text in texts]
+    assert heights == sorted(heights, reverse=True)
+    picture = image.imread(tmp_path / "poems.png")
+    assert (picture[:, -20:] == picture[0, 0]).all(), "nothing is cut off on the right"
+
+
+def test_a_page_needs_no_installed_font(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[Text], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(font_manager, "findSystemFonts", never("the fonts of the system"))
     figures.draw_poems(tmp_path / "poems.png", protocol.POEMS)
     check_picture(tmp_path / "poems.png")
-    assert "".join(texts).replace("\n", "") == "".join(protocol.POEMS)
+    assert "".join(contents(texts)) == "".join(protocol.POEMS) and capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("installed", [(), (LATIN,)], ids=["no font", "a Latin font"])
-def test_without_a_chinese_font_the_picture_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], installed: tuple[str, ...]
+def test_what_no_font_has_is_drawn_as_a_mark_and_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[Text], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fonts(monkeypatch, *installed)
-    figures.draw_poems(tmp_path / "poems.png", POEMS)  # a missing glyph is a warning, and warnings are errors
-    check_picture(tmp_path / "poems.png")
-    assert texts == [figures.MISSING_FONT]
-    assert "no installed font has" in figures.MISSING_FONT and figures.MISSING_FONT.isascii()
+    fonts(monkeypatch, tmp_path / "missing.ttf")
+    poems = ["月日\U0001f600山\t", "夜\U0010fffd\U0001f600。"]
+    figures.draw_poems(tmp_path / "poems.png", poems)  # a missing glyph is a warning, and warnings are errors
+    png_size(tmp_path / "poems.png")
+    assert contents(texts) == ["月日〓山 ", "", "夜 〓。"]
+    assert capsys.readouterr().err == "poems.png: no font has \U0001f600; drawn as 〓\n"
 
 
 def test_no_poems_at_all_are_no_error(tmp_path: Path) -> None:
@@ -145,10 +203,44 @@ def test_no_poems_at_all_are_no_error(tmp_path: Path) -> None:
     png_size(tmp_path / "poems.png")
 
 
-def test_a_font_must_have_every_character(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.ttf"
-    broken.write_text("no font", encoding="utf-8")
-    fonts(monkeypatch, str(broken), str(tmp_path / "missing.ttf"), LATIN)
-    assert figures.chinese_font("abc def") == LATIN
-    assert figures.chinese_font("abc月") is None
-    assert figures.chinese_font("月") is None
+# What the model thought
+
+
+def thought(character: str, *others: str, rule: str = "") -> Thought:
+    return Thought(character, 0.523, 1, [Runner(other, 0.123, other != "(end)") for other in others], 0.25, rule)
+
+
+def test_a_text_without_marks_is_wrapped(tmp_path: Path) -> None:
+    found = [thought("山", "月", "(end)", rule="keyword")] * 100
+    assert [len(line) for line in lines_of(found)] == [16] * 6 + [4]
+    draw_thoughts(tmp_path / "p.png", found[:40])
+    width, height = png_size(tmp_path / "p.png")
+    assert 2000 < width < 2300 and 800 < height < 1000
+    assert [len(line) for line in lines_of([thought(c) for c in "山月，日。夜"])] == [3, 2, 1]
+
+
+def test_the_picture_has_a_largest_size_and_says_what_it_left_out(
+    tmp_path: Path, texts: list[Text], capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_thoughts(tmp_path / "p.png", [thought("山")] * 500)
+    assert max(png_size(tmp_path / "p.png")) < 9000
+    assert capsys.readouterr().err == "p.png has no room for the last 20 places; the table has them all\n"
+    assert contents(texts).count("山") == 480
+
+
+def test_names_and_probabilities_do_not_touch(tmp_path: Path, texts: list[Text]) -> None:
+    names = ("(unknown)", "(end)", "W", "山", "(begin)")
+    draw_thoughts(tmp_path / "p.png", [thought(name, *names) for name in names])
+    shares = [number for number, text in enumerate(contents(texts)) if text.endswith("%") and text[0] != "-"]
+    assert len(shares) == 25
+    for number in shares:
+        name, share = (texts[at].get_window_extent() for at in (number - 1, number))
+        assert name.x1 < share.x0 and share.x1 < name.x0 + 110  # pixels of a place
+
+
+def test_what_no_font_has_among_the_thoughts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[Text], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fonts(monkeypatch)
+    draw_thoughts(tmp_path / "p.png", [thought("山", "\U0001f600")])
+    assert "〓" in contents(texts) and capsys.readouterr().err == "p.png: no font has \U0001f600; drawn as 〓\n"

@@ -4,77 +4,91 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from cli import UsageError
+from cli import note
 from explaining import Thought
-from figures import BLUE, GREY, RED, chinese_font
-from matplotlib import font_manager
+from figures import BLUE, GREY, RED
+from lettering import Lettering
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from whole_files import save_figure
 
 STOPS = "，。"  # a line of the picture ends with these
-CELL, ROW = 0.62, 0.3  # inches
+WIDEST, MOST = 16, 30  # places of a line, and lines
+CELL, ROW, LINE = 1.18, 0.3, 2.46  # inches: a place's width, the height of a runner-up's row and of a line
 SHOWN = 4  # runners-up
 LEAST = 0.001  # of probability
 
 
 def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
     """Line by line: every character over its probability as a bar, the likeliest others under it, those that the rules
-    forbade in red, and the rule with the share that it forbade."""
-    lines: list[list[Thought]] = [[]]
-    for thought in found:
-        lines[-1].append(thought)
-        if thought.character in STOPS:
-            lines.append([])
-    lines = [line for line in lines if line]
-    text = "".join(t.character + "".join(r.character for r in t.runners[:SHOWN]) + t.rule for t in found)
-    font = chinese_font(text)
-    if font is None:
-        raise UsageError(
-            f"--explain {path}: no installed font has all characters; install one, such as Noto Serif CJK, or give no "
-            "name for a table"
-        )
-    height_of_line = (SHOWN + 4.2) * ROW
-    width = max(map(len, lines)) * CELL * 1.9 + 0.5
-    height = len(lines) * height_of_line + 0.5
+    forbade in red, and the rule with the share that it forbade.
+
+    What no font has, and what exceeds the largest picture, is noted in a line.
+    """
+    lettering = Lettering(
+        "".join(t.character + "".join(r.character for r in t.runners[:SHOWN]) + t.rule for t in found)
+    )
+    lettering.tell(path.name)
+    lines = lines_of(found)
+    if len(lines) > MOST:
+        note(f"{path.name} has no room for the last {sum(map(len, lines[MOST:])):,} places; the table has them all")
+        lines = lines[:MOST]
+    width, height = max(map(len, lines)) * CELL + 0.5, len(lines) * LINE + 0.5
     figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
-    # Numbers and English have matplotlib's own font: Chinese fonts may draw them badly at this size.
-    big, small = (font_manager.FontProperties(fname=font, size=size) for size in (20, 11))
-    tiny = font_manager.FontProperties(size=7)
     legend = "bar: the model's probability    grey: the likeliest others    red: forbidden by the rule named below"
-    axes.text(0.25, 0.28, legend, fontproperties=tiny, color=GREY, va="center")
+    sheet = Sheet(axes, lettering)
+    sheet.write(0.25, 0.28, legend, 7, GREY)
     for row, line in enumerate(lines):
-        top = 0.5 + row * height_of_line
         for column, thought in enumerate(line):
-            x = 0.3 + column * CELL * 1.9
-            face = big if len(thought.character) == 1 else small
-            axes.text(x, top + 0.3, thought.character, fontproperties=face, va="center")
-            axes.text(
-                x + (0.45 if len(thought.character) == 1 else 0.75),
-                top + 0.3,
-                _percent(thought.probability),
-                fontproperties=tiny,
-                va="center",
-                color=BLUE,
-            )
-            axes.barh(top + 0.62, CELL * 1.6, 0.07, x, color="#e8e8e8")
-            axes.barh(top + 0.62, CELL * 1.6 * thought.probability, 0.07, x, color=BLUE)
-            for place, other in enumerate(r for r in thought.runners[:SHOWN] if r.probability >= LEAST):
-                y = top + 0.9 + place * ROW
-                color = GREY if other.allowed else RED
-                axes.text(x, y, other.character, fontproperties=small, va="center", color=color)
-                shift = 0.3 if len(other.character) == 1 else 0.6
-                axes.text(x + shift, y, _percent(other.probability), fontproperties=tiny, va="center", color=color)
+            sheet.draw(0.3 + column * CELL, 0.5 + row * LINE, thought)
+    save_figure(figure, path, 110)
+
+
+def lines_of(found: Sequence[Thought]) -> list[list[Thought]]:
+    """The places of each line: a line ends with a mark, or where it is too wide."""
+    lines: list[list[Thought]] = [[]]
+    for thought in found:
+        if len(lines[-1]) == WIDEST or (lines[-1] and lines[-1][-1].character in STOPS):
+            lines.append([])
+        lines[-1].append(thought)
+    return lines
+
+
+class Sheet(NamedTuple):
+    """Where places are drawn, in inches, y downwards, and with which fonts."""
+
+    axes: Axes
+    lettering: Lettering
+
+    def draw(self, x: float, top: float, thought: Thought) -> None:
+        """One place, whose upper left corner is given."""
+        self.pair(x, top + 0.3, thought.character, thought.probability, 20, "black", BLUE)
+        self.axes.barh(top + 0.62, 0.84 * CELL, 0.07, x, color="#e8e8e8")
+        self.axes.barh(top + 0.62, 0.84 * CELL * thought.probability, 0.07, x, color=BLUE)
+        likely = [runner for runner in thought.runners[:SHOWN] if runner.probability >= LEAST]
+        for number, runner in enumerate(likely):
+            color = GREY if runner.allowed else RED
+            self.pair(x, top + 0.9 + number * ROW, runner.character, runner.probability, 11, color, color)
+        if thought.rule:
             y = top + 0.9 + SHOWN * ROW
             rule = thought.rule.replace("end of the ", "end of ")
-            if rule:
-                face, share = tiny if rule.isascii() else small, f"-{thought.forbidden:.0%}"
-                axes.text(x, y, rule, fontproperties=face, va="center", color=RED)
-                axes.text(x, y + 0.7 * ROW, share, fontproperties=tiny, va="center", color=RED)
-    save_figure(figure, path, 110)
+            self.write(x, y, rule, 7 if rule.isascii() else 11, RED)
+            self.write(x, y + 0.7 * ROW, f"-{thought.forbidden:.0%}", 7, RED)
+
+    def pair(self, x: float, y: float, name: str, probability: float, size: float, color: str, beside: str) -> None:
+        """A character, or the name of a mark, and its probability beside it."""
+        single = len(name) == 1
+        self.write(x, y, name, size if single else 8, color)
+        self.write(x + (0.023 * size if single else 0.7), y, _percent(probability), 7, beside)
+
+    def write(self, x: float, y: float, text: str, size: float, color: str) -> None:
+        font = self.lettering.font(size)
+        self.axes.text(x, y, self.lettering.shown(text), font=font, va="center", color=color, parse_math=False)
 
 
 def _percent(share: float) -> str:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib import font_manager
+from cli import note
+from lettering import Lettering, is_chinese
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from whole_files import save_figure
 
 BLUE, ORANGE, GREY, RED = "#20639b", "#ed8a19", "#8a8a8a", "#c0392b"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
-MISSING_FONT = "The poems are in the text beside this picture:\nno installed font has the characters to draw them."
+DPI = 120
+PAPER = "#fbf7ee"
+COLUMN, BAND, BANDS = 16, 30, 12  # characters of a column, columns side by side, and how often one under the other
+LINE, LINES = 72, 240  # characters of a line, and lines of a page
 matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
@@ -49,7 +55,14 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], reported: Mappin
         right.set(xlabel="epoch", ylabel="test cross-entropy, pads included")
         right.legend(frameon=False)
     left.legend(frameon=False)
-    save_figure(figure, path, 120)
+    for axes in (left, right):
+        _count_epochs(axes)
+    save_figure(figure, path, DPI)
+
+
+def _count_epochs(axes: Axes) -> None:
+    """Ticks at whole epochs alone, also where there is but one."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def draw_optimizers(path: Path, curves: Mapping[str, tuple[Sequence[Mapping[str, Any]], Mapping[int, float]]]) -> None:
@@ -62,8 +75,9 @@ def draw_optimizers(path: Path, curves: Mapping[str, tuple[Sequence[Mapping[str,
         axes.plot(list(reported), list(reported.values()), "x", color=color)
     axes.plot([], [], "x", color=GREY, label="the report")
     axes.set(xlabel="epoch", ylabel="test cross-entropy, pads included (nats)")
+    _count_epochs(axes)
     axes.legend(frameon=False)
-    save_figure(figure, path, 120)
+    save_figure(figure, path, DPI)
 
 
 def draw_starts(path: Path, starts: Sequence[Any], frequencies: float) -> None:
@@ -75,34 +89,59 @@ def draw_starts(path: Path, starts: Sequence[Any], frequencies: float) -> None:
         label = f"{start.title}: {start.distinct_units} different hidden units"
         axes.plot(range(1, len(start.losses) + 1), start.losses, color=color, marker=marker, label=label)
     axes.set(xlabel="epoch", ylabel="test cross-entropy (nats per real target)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _count_epochs(axes)
     axes.legend(frameon=False)
-    save_figure(figure, path, 120)
+    save_figure(figure, path, DPI)
 
 
 def draw_poems(path: Path, poems: Sequence[str]) -> None:
-    """The poems as on a page: in columns from the top down, from right to left."""
-    columns = [column for poem in poems for column in (*re.findall(r"[^。]{1,16}。*|。+", poem), "")][:-1]
-    width, height = 0.4 * len(columns) + 0.8, 0.275 * max(map(len, columns), default=1) + 0.7  # inches
-    figure = Figure(figsize=(width, height), facecolor="#fbf7ee")
-    font = chinese_font("".join(poems))
-    if font is None:
-        figure.text(0.5, 0.5, MISSING_FONT, ha="center", va="center", wrap=True)
-    else:
-        properties = font_manager.FontProperties(fname=font, size=17)
-        for place, column in enumerate(columns):
-            x, y = 1 - (0.6 + 0.4 * place) / width, 1 - 0.35 / height
-            figure.text(x, y, "\n".join(column), ha="center", va="top", fontproperties=properties, linespacing=1.15)
-    save_figure(figure, path, 120)
+    """The poems as on a page: in columns from the top down, from right to left; other scripts than Chinese in lines.
+
+    What no font has, and what exceeds the largest page, is noted in a line.
+    """
+    lettering = Lettering("".join(poems))
+    lettering.tell(path.name)
+    figure, left_out = (_page_of_columns if is_chinese("".join(poems)) else _page_of_lines)(poems, lettering)
+    if left_out:
+        note(f"{path.name} has no room for {left_out:,} more characters")
+    save_figure(figure, path, DPI)
 
 
-def chinese_font(text: str) -> str | None:
-    """The path of an installed font that has all characters of `text`, one with serifs first; or None."""
-    wanted = {ord(character) for character in text if not character.isspace()}
-    for path in sorted(font_manager.findSystemFonts(), key=lambda path: ("serif" not in path.lower(), path)):
-        try:
-            if wanted <= font_manager.get_font(path).get_charmap().keys():
-                return path
-        except (RuntimeError, OSError):  # not a font that matplotlib can read
-            continue
-    return None
+def _page_of_columns(poems: Sequence[str], lettering: Lettering) -> tuple[Figure, int]:
+    """In bands, one under the other, of as many columns as are wide enough; and how many characters were left out."""
+    columns = [column for poem in poems for column in (*re.findall(rf"[^。]{{1,{COLUMN}}}。*|。+", poem), "")][:-1]
+    drawn = columns[: BANDS * BAND]
+    bands = [drawn[at : at + BAND] for at in range(0, len(drawn), BAND)] or [[]]
+    heights = [0.275 * max(map(len, band), default=1) + 0.7 for band in bands]  # inches
+    width, height = 0.4 * len(bands[0]) + 0.8, sum(heights)
+    figure = Figure(figsize=(width, height), facecolor=PAPER)
+    for number, band in enumerate(bands):
+        y = 1 - (sum(heights[:number]) + 0.35) / height
+        for place, column in enumerate(band):
+            x = 1 - (0.6 + 0.4 * place) / width
+            text = "\n".join(lettering.shown(column))
+            figure.text(x, y, text, ha="center", va="top", font=lettering.font(17), linespacing=1.15, parse_math=False)
+    return figure, sum(map(len, columns[len(drawn) :]))
+
+
+def _page_of_lines(poems: Sequence[str], lettering: Lettering) -> tuple[Figure, int]:
+    """From the left to the right; and how many characters were left out."""
+    lines = [line for poem in poems for line in (*textwrap.wrap(lettering.shown(poem), LINE), "")][:-1]
+    drawn = lines[:LINES]
+    height = 0.26 * len(drawn) + 0.7  # inches
+    figure = Figure(dpi=DPI, facecolor=PAPER)
+    texts = [
+        figure.text(
+            0.4,
+            height - 0.35 - 0.26 * number,
+            line,
+            va="top",
+            font=lettering.font(12),
+            parse_math=False,
+            transform=figure.dpi_scale_trans,  # which is in inches
+        )
+        for number, line in enumerate(drawn)
+    ]
+    widest = max((text.get_window_extent().width for text in texts), default=0)
+    figure.set_size_inches(widest / figure.dpi + 0.8, height)
+    return figure, sum(map(len, lines[len(drawn) :]))

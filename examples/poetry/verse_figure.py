@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import BLUE, GREY, ORANGE, chinese_font
-from matplotlib import font_manager
+from figures import BLUE, GREY, ORANGE
+from lettering import Lettering
 from matplotlib.figure import Figure
 from whole_files import save_figure
 
 SETS = {"written": (BLUE, "written by the rules"), "free": (ORANGE, "free samples"), "Tang": (GREY, "Tang poems")}
-LATIN = {"五絕": "5 x 4", "七絕": "7 x 4", "五律": "5 x 8", "七律": "7 x 8"}
 PANELS = {
     "rhyme": "poems whose rhyme is kept",
     "tones": "poems whose tones are kept",
@@ -27,7 +26,7 @@ PANELS = {
 def draw_verse(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A panel for each share, and one for the log-probability of a character."""
     forms = list(dict.fromkeys(row["form"] for row in rows))
-    font = chinese_font("".join(forms))
+    lettering = Lettering("".join(forms))
     figure = Figure(figsize=(11, 6), layout="constrained")
     panels = figure.subplots(2, 3).ravel()
     for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
@@ -35,10 +34,7 @@ def draw_verse(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             values = [_value(rows, form, what, name) for form in forms]
             places = np.arange(len(forms)) + (number - 1) * 0.27
             axes.bar(places, values, 0.25, color=color, label=label)
-        axes.set_xticks(range(len(forms)), forms if font else [LATIN.get(form, form) for form in forms])
-        if font:
-            for tick in axes.get_xticklabels():
-                tick.set_fontproperties(font_manager.FontProperties(fname=font, size=11))
+        axes.set_xticks(range(len(forms)), forms, font=lettering.font(11))
         axes.grid(visible=False, axis="x")
         axes.set_title(title, fontsize=11)
         if name != "log_probability":

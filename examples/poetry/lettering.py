@@ -1,0 +1,91 @@
+"""Which font draws which character of a picture: the one that comes along, else an installed one, else 〓 stands there.
+
+The font that comes along has what Tang poems have (fonts/make.py says exactly what), so that a picture looks the same
+everywhere; matplotlib's own has most alphabets; installed ones are looked through for what both lack.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import unicodedata
+from pathlib import Path
+
+from cli import note
+from matplotlib import font_manager
+from matplotlib.font_manager import FontProperties
+
+SHIPPED = Path(__file__).parent / "fonts" / "NotoSerifCJKtc-subset.otf"
+FAMILY = "Noto Serif CJK TC Subset"  # no installed font is called so
+LATIN = "DejaVu Serif"  # comes with matplotlib
+GETA = "〓"  # what Chinese and Japanese printers put where they have no type
+
+
+class Lettering:
+    """How the characters of `text` are drawn; `lost` are those that no font has."""
+
+    def __init__(self, text: str) -> None:
+        self.families = [FAMILY, LATIN] if is_chinese(text) else [LATIN, FAMILY]
+        lacking = {character for character in text if character.isprintable()} - _always_there()
+        for path in _installed() if lacking else ():
+            drawn = {character for character in lacking & _characters(path) if _draws(path, character)}
+            family = _family(path) if drawn else None
+            if family is not None:
+                self.families.append(family)
+                lacking -= drawn
+        self.lost = "".join(sorted(lacking))
+
+    def tell(self, name: str) -> None:
+        """Note in a line what the picture of this name lacks."""
+        if self.lost:
+            note(f"{name}: no font has {self.lost}; drawn as {GETA}")
+
+    def shown(self, text: str) -> str:
+        """`text` with 〓 for what no font has, and blanks for what has no form."""
+        return "".join(GETA if c in self.lost else c if c.isprintable() else " " for c in text)
+
+    def font(self, size: float) -> FontProperties:
+        return FontProperties(family=self.families, size=size)
+
+
+def is_chinese(text: str) -> bool:
+    """Whether most of `text` is in a script that may run from the top down: Chinese, Japanese or Korean."""
+    letters = [character for character in text if not character.isspace()]
+    return 2 * sum(unicodedata.east_asian_width(character) in "WF" for character in letters) >= len(letters)
+
+
+@functools.cache
+def _always_there() -> set[str]:
+    font_manager.fontManager.addfont(SHIPPED)
+    return _characters(str(SHIPPED)) | _characters(font_manager.findfont(LATIN))
+
+
+def _installed() -> list[str]:
+    """The paths of all fonts of the system, those with serifs first."""
+    return sorted(font_manager.findSystemFonts(), key=lambda path: ("serif" not in path.lower(), path))
+
+
+@functools.cache
+def _characters(path: str) -> set[str]:
+    try:
+        return set(map(chr, font_manager.get_font(path).get_charmap()))
+    except (RuntimeError, OSError):  # not a font that matplotlib can read
+        return set()
+
+
+def _draws(path: str, character: str) -> bool:
+    font = font_manager.get_font(path)
+    try:
+        font.set_size(12, 72)
+        font.load_char(ord(character))
+    except RuntimeError:  # a font of coloured pictures, for one
+        return False
+    return True
+
+
+def _family(path: str) -> str | None:
+    """The name by which matplotlib finds this very file; None where it takes another, of the same family."""
+    font_manager.fontManager.addfont(path)
+    family = FontProperties(fname=path).get_name()
+    found = font_manager.findfont(FontProperties(family=family), fallback_to_default=False)
+    return family if os.path.samefile(found, path) else None

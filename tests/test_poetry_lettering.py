@@ -1,0 +1,134 @@
+"""The font that comes along has what poems need; what it lacks is drawn with an installed one, or is told."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import lettering
+import pytest
+import wishes
+from cli import PRETRAINED
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from lettering import FAMILY, SHIPPED, Lettering
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from model import load_model
+from poetry_helpers import PROGRAMS, never
+
+RARE, RARER = "\U0002a700", "\U0002a701"  # printable, and in no font that comes along
+BEYOND = set("𫛳𦶟𫏐𫗪𫛶𪭢𫐌𣨼𣃁𫛸𫛛𥮾")  # simplified forms that Noto's font for Taiwan does not have
+
+
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The fonts that are installed."""
+    paths: list[Path] = []
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda *arguments, **options: list(map(str, paths)))
+    return paths
+
+
+def made_font(path: Path, family: str, characters: Iterable[str], style: str = "Regular") -> Path:
+    """A font in which every character is the same square."""
+    pen = TTGlyphPen(None)
+    for number, point in enumerate([(100, 0), (100, 800), (900, 800), (900, 0)]):
+        (pen.lineTo if number else pen.moveTo)(point)
+    pen.closePath()
+    font = FontBuilder(1000, isTTF=True)
+    names = [".notdef", *(f"u{ord(character):X}" for character in characters)]
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({ord(character): f"u{ord(character):X}" for character in characters})
+    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (1000, 100)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": family, "styleName": style})
+    font.setupOS2(usWeightClass=700 if style == "Bold" else 400)
+    font.setupPost()
+    font.save(path)
+    return path
+
+
+def draw(found: Lettering, text: str) -> None:
+    """As a picture does; a glyph that is missing is a warning."""
+    figure = Figure()
+    figure.text(0.5, 0.5, found.shown(text), font=found.font(12), parse_math=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(io.BytesIO())
+
+
+def test_the_font_that_comes_along_has_what_poems_need_and_is_small() -> None:
+    has = lettering._characters(str(SHIPPED))
+    _, vocabulary, _ = load_model(PRETRAINED)
+    known = "".join(token for token in vocabulary.tokens if len(token) == 1)
+    tables = "".join((PROGRAMS / name).read_text(encoding="utf-8") for name in ("pingshui.txt", "variants.txt"))
+    keyboard = "".join(map(chr, range(0x20, 0x7F)))
+    for text in (known, tables.replace("\n", ""), keyboard, "，。、；：？！「」『』（）《》〈〉…—〓○●"):
+        assert "".join(sorted(set(text) - has)) == ""
+    assert set(wishes.convert(known, "t2s")) - has == BEYOND & set(wishes.convert(known, "t2s"))
+    assert SHIPPED.stat().st_size < 4_000_000
+
+
+def test_its_licence_lies_beside_it_and_its_name_is_its_own() -> None:
+    licence = (SHIPPED.parent / "OFL.txt").read_text(encoding="utf-8")
+    assert "SIL OPEN FONT LICENSE Version 1.1" in licence and "Copyright 2017-2022 Adobe" in licence
+    lettering._always_there()
+    found = font_manager.findfont(font_manager.FontProperties(family=FAMILY), fallback_to_default=False)
+    assert Path(found) == SHIPPED
+
+
+def test_an_installed_font_draws_what_the_others_lack(system: list[Path], tmp_path: Path) -> None:
+    system += [
+        tmp_path / "gone.ttf",
+        made_font(tmp_path / "useless.ttf", "Useless", "a"),
+        made_font(tmp_path / "one.ttf", "One", RARE),
+        made_font(tmp_path / "both.ttf", "Both", RARE + RARER),
+    ]
+    (tmp_path / "broken.ttf").write_text("no font", encoding="utf-8")
+    system.insert(0, tmp_path / "broken.ttf")
+    found = Lettering(f"月{RARE}山{RARER}")
+    assert found.lost == "" and found.families[:2] == [FAMILY, "DejaVu Serif"]
+    assert "Both" in found.families and "Useless" not in found.families
+    assert found.shown(f"月{RARE}") == f"月{RARE}"
+    draw(found, f"月{RARE}山{RARER}")
+
+
+def test_a_face_that_another_of_its_family_hides_is_not_counted_on(system: list[Path], tmp_path: Path) -> None:
+    system += [
+        made_font(tmp_path / "a-bold.ttf", "Two Faces", RARER, "Bold"),
+        made_font(tmp_path / "b-regular.ttf", "Two Faces", RARE),
+    ]
+    for path in system:
+        font_manager.fontManager.addfont(path)
+    found = Lettering(f"月{RARE}{RARER}")
+    assert found.lost == RARER and "Two Faces" in found.families
+    draw(found, f"月{RARE}{RARER}")
+
+
+def test_a_font_whose_pictures_matplotlib_cannot_draw_is_passed_over(
+    system: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system.append(made_font(tmp_path / "colours.ttf", "Colours", RARE))
+    monkeypatch.setattr(lettering, "_draws", lambda path, character: False)
+    assert Lettering(RARE).lost == RARE
+
+
+def test_the_system_is_asked_only_where_something_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(font_manager, "findSystemFonts", never("the fonts of the system"))
+    assert Lettering("月 abc łé\t").lost == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "chinese"),
+    [("月日。", True), ("The moon", False), ("月 moon", False), ("月夜風山 moon", True), ("", True), ("한국어", True)],
+)
+def test_what_may_run_from_the_top_down(text: str, chinese: bool) -> None:
+    assert lettering.is_chinese(text) == chinese
+    assert Lettering(text).families[0] == (FAMILY if chinese else "DejaVu Serif")
+
+
+def test_what_has_no_form_is_blank() -> None:
+    assert Lettering("月\t\x00").shown("月\t\x00\u200d夜") == "月   夜"
