@@ -72,7 +72,14 @@ def junk(action: argparse.Action) -> list[str]:
     maker = getattr(action.type, "__qualname__", "")
     if maker.startswith(("whole.", "real.")):
         return NO_NUMBERS
-    return {"form": NO_WORDS, "rhyme": NO_WORDS, "word": ["", " ", "\udcff"], "text": ["\udcff"]}.get(maker, [])
+    by_maker = {
+        "form": NO_WORDS,
+        "rhyme": NO_WORDS,
+        "word": ["", " ", "\udcff"],
+        "text": ["\udcff"],
+        "encoding": ["", "x", "hex", "rot13", "undefined", "utf-8\0", "\udcff"],
+    }
+    return by_maker.get(maker, [])
 
 
 OPTIONS = [

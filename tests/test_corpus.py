@@ -666,7 +666,12 @@ def test_read_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("data", "part"),
-    [(b"", "no line"), (b" \n\r\n", "2 empty"), ("甲\n乙".encode()[:-1], "byte 4, in line 2"), (None, "")],
+    [
+        (b"", "is empty"),
+        (b" \n\r\n", "no line that can be used: of 2 read, 2 empty"),
+        ("甲\n乙".encode()[:-1], "byte 4, in line 2"),
+        (None, ""),
+    ],
 )
 def test_text_that_cannot_be_used(tmp_path: Path, data: bytes | None, part: str) -> None:
     path = tmp_path / "text"

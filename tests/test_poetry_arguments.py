@@ -247,8 +247,8 @@ def broken_corpora(here: Path) -> dict[str, tuple[Path, str]]:
         "file": (here / "file", "poet.tang.0.json"),
         "empty": (here / "empty", "poet.tang.0.json"),
         **{name: (folder, "poet.tang.3000.json") for name, folder in cases.items()},
-        "few": (here / "few", "5 poems are too few"),
-        "none": (here / "none", "0 poems are too few"),
+        "few": (here / "few", "too few"),
+        "none": (here / "none", "too few"),
     }
 
 
@@ -262,12 +262,15 @@ def test_a_corpus_that_cannot_be_used(here: Path, program: str, case: str) -> No
 
 TEXTS = {
     "missing": (None, "cannot read"),
-    "empty": (b"", "no line that can be used"),
+    "empty": (b"", "mine.txt is empty"),
     "blank": (b"\n  \n\t\n", "no line that can be used"),
     "latin": ("très\n".encode("latin-1"), "not UTF-8"),
     "utf-16": ("甲乙\n".encode("utf-16"), "not UTF-8"),
-    "few": ("甲乙\n丙丁\n".encode(), "too few"),
-    "the same": ("甲乙丙丁\n".encode() * 500, "too few"),
+    "few": ("甲乙\n丙丁\n".encode(), "too few different poems: 1 / 0 / 1"),
+    "the same": (
+        "甲乙丙丁\n".encode() * 500,
+        "too few different poems: 1 / 0 / 0 to train / validate / test, of 500 read",
+    ),
 }
 
 

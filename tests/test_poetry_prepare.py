@@ -20,6 +20,7 @@ import numpy as np
 import prepare
 import prepared
 import pytest
+import texts
 import whole_files
 from download import CorpusError
 from poetry_helpers import PROGRAMS, Outcome, never, pseudo_poems, refused, run_program, tree, write_corpus
@@ -57,13 +58,13 @@ def one_error(outcome: Outcome, *words: str) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 4096])
 def test_lines_in_pieces_are_those_of_the_whole_text(here: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "CHUNK", chunk)
+    monkeypatch.setattr(texts, "CHUNK", chunk)
     rng = random.Random(chunk)
     for _ in range(60):
         ends = ["\n", "\r\n", "\r", "\x0b", "\u2028", "\n\n", " \n\u3000"]
         whole = "".join(rng.choice([*"甲a é\ufeff", *ends]) for _ in range(rng.randint(0, 80)))
         (here / "text").write_bytes(whole.encode("utf-8"))
-        read = list(corpus.text_lines(Path("text")))
+        read = list(texts.text_lines(Path("text")))
         lines = [line for lines, _ in read for line in lines if line]
         expected = [line.strip() for line in whole.removeprefix("\ufeff").splitlines()]
         assert lines == [line for line in expected if line]
@@ -71,27 +72,29 @@ def test_lines_in_pieces_are_those_of_the_whole_text(here: Path, chunk: int, mon
 
 
 def test_bytes_that_are_no_text_are_told_with_their_place(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "CHUNK", 8)
+    monkeypatch.setattr(texts, "CHUNK", 8)
     (here / "text").write_bytes("甲\n乙\n丙丁\n".encode() * 3 + b"ab\xffc\n")
-    with pytest.raises(CorpusError, match=r"text is not UTF-8: byte 47, in line 10$"):
-        list(corpus.text_lines(Path("text")))
+    with pytest.raises(
+        CorpusError, match=r"text is not UTF-8: byte 47, in line 10; no other encoding fits: the file may be"
+    ):
+        list(texts.text_lines(Path("text")))
 
 
 def test_a_line_that_would_fill_the_memory_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "CHUNK", 64)
-    monkeypatch.setattr(corpus, "LONGEST_LINE", 200)
+    monkeypatch.setattr(texts, "CHUNK", 64)
+    monkeypatch.setattr(texts, "LONGEST_LINE", 200)
     (here / "text").write_text("甲\n乙\n" + "丙" * 1000 + "\n丁\n", encoding="utf-8")
-    one_error(run("--text", "text", "--out", "big"), "text has more than 200 bytes in line 3")
+    one_error(run("--text", "text", "--out", "big"), "text has more than 200 characters in line 3")
     assert tree(here) == ["text"]
 
 
 def test_characters_are_counted_as_the_vocabulary_counts_them() -> None:
     rng = random.Random(0)
-    texts = ["".join(rng.choices("甲乙丙丁戊己😀a\0", k=rng.randint(0, 9))) for _ in range(50)]
-    found, expected = prepare.count(texts), Counter("".join(texts))
+    some = ["".join(rng.choices("甲乙丙丁戊己😀a\0", k=rng.randint(0, 9))) for _ in range(50)]
+    found, expected = prepare.count(some), Counter("".join(some))
     assert list(found.items()) == list(expected.items())
     marks = (BEGIN, END, UNKNOWN)
-    assert Vocabulary.of_counts(found, marks, 5, 2).tokens == Vocabulary.build(texts, marks, 5, 2).tokens
+    assert Vocabulary.of_counts(found, marks, 5, 2).tokens == Vocabulary.build(some, marks, 5, 2).tokens
 
 
 # What is written
@@ -144,7 +147,7 @@ def test_the_same_text_gives_the_same_folder(text: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "CHUNK", 1 << 15)
+    monkeypatch.setattr(texts, "CHUNK", 1 << 15)
     monkeypatch.setattr(prepare, "CODE_POINTS", 0x10000)
     peaks, sizes = [], []
     for times in (1, 50):
@@ -173,7 +176,7 @@ def test_out_is_never_written_over(text: Path, here: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ("0 / 0 / 0 poems", "too few")),
+        (b"", ("too few poems: 0 / 0 / 0",)),
         (b"\n \n", ("too few",)),
         ("甲\n".encode(), ("too few",)),
         ("甲\n乙".encode()[:-1], ("text", "not UTF-8", "line 2")),
@@ -206,13 +209,13 @@ def test_out_that_is_a_link_to_nothing_is_refused_before_any_work(text: Path, he
 
 
 def test_a_text_that_changes_while_it_is_read(text: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines, poems = corpus.text_lines, iter([pseudo_poems(300), pseudo_poems(200)])
+    lines, poems = texts.text_lines, iter([pseudo_poems(300), pseudo_poems(200)])
 
-    def changing(path: Path) -> Iterator[tuple[list[str], int]]:
+    def changing(path: Path, encoding: str | None) -> Iterator[tuple[list[str], int]]:
         text.write_text("\n".join(next(poems)), encoding="utf-8")
-        return lines(path)
+        return lines(path, encoding)
 
-    monkeypatch.setattr(corpus, "text_lines", changing)
+    monkeypatch.setattr(texts, "text_lines", changing)
     one_error(run("--text", text, "--out", "big"), "the text was changed while it was read")
     assert tree(here) == ["text"]
 

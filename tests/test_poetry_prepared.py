@@ -18,6 +18,7 @@ import prepared
 import protocol
 import pytest
 import resuming
+import texts
 import wishes
 from model import Batch
 from poetry_helpers import (
@@ -105,9 +106,9 @@ def test_lines_are_cut_and_parts_chosen_as_for_a_run_in_memory() -> None:
     lines = [*pseudo_poems(60), "甲乙丙" * 150, "  丁丁 "]
     task = prepared.load(prepared_folder(lines)).task(8)
     batches = [*task.train(rng()), *task.validation, *task.test]
-    expected = [*pseudo_poems(60), *corpus.pieces(["甲乙丙" * 150]), "丁丁"]
+    expected = [*pseudo_poems(60), *texts.pieces(["甲乙丙" * 150]), "丁丁"]
     assert Counter(decoded(batches, task.vocabulary)) == Counter(expected)
-    assert task.max_length == corpus.MAX_PIECE == 200
+    assert task.max_length == texts.MAX_PIECE == 200
 
 
 def test_held_out_batches_can_be_asked_for_by_number() -> None:

@@ -640,4 +640,4 @@ def test_a_text_in_another_script_gets_poems_too(here: Path) -> None:
 def test_pieces_of_a_long_line_count_once(here: Path) -> None:
     (here / "same.txt").write_text("月" * 100_000, encoding="utf-8")
     outcome = run_program("train", "--text", "same.txt", "--out", "a")
-    assert outcome.code == 2 and "1 poems are too few" in outcome.err
+    assert outcome.code == 2 and "too few different poems: 1 / 0 / 0" in outcome.err

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import download
 from download import CorpusError
+from texts import text_lines
 
 # In brackets are editors' notes and variants; the box is a lost character; half a surrogate pair, which a
 # JSON escape can smuggle in, is no character and could not be encoded again.
@@ -25,16 +26,18 @@ _NOISE = re.compile(r"[\s□\ud800-\udfff]")
 _OPENING = re.compile(r"[（\[「{]")
 _CLOSING = {"（": "）", "[": "]", "「": "」", "{": "}"}
 
-MAX_PIECE = 200  # longer lines of a text are cut, since a batch takes as many steps as its longest
-CHUNK = 4 << 20  # bytes of a text that are read at a time
-LONGEST_LINE = 16 << 20  # bytes
-
 
 class Corpus(NamedTuple):
     """The poems in corpus order; how many entries were `read` and `kept`, or skipped for which reason."""
 
     poems: list[str]
     counts: dict[str, int]
+
+    @property
+    def summary(self) -> str:
+        """The counts in words."""
+        words = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in self.counts.items() if count]
+        return f"of {', '.join(words)}"
 
 
 def load(
@@ -105,62 +108,27 @@ def clean(paragraphs: Iterable[str]) -> str:
     return _NOISE.sub("", "".join([*kept, text[start:]]))
 
 
-def read_text(path: Path, *, max_length: int | None = None, unique: bool = True) -> Corpus:
-    """One's own poems or prose, one a line, as they are but for white space at the ends; UTF-8."""
-    corpus = _select((line for lines, _ in text_lines(path) for line in lines), max_length, unique)
+def read_text(path: Path, encoding: str | None = None, *, max_length: int | None = None, unique: bool = True) -> Corpus:
+    """One's own poems or prose, one a line, as they are but for white space at the ends."""
+    lines = (line for lines, _ in text_lines(path, encoding) for line in lines)
+    corpus = _select(lines, max_length, unique)
+    if not corpus.counts["read"]:
+        raise CorpusError(f"{path} is empty")
     if not corpus.poems:
-        skipped = ", ".join(f"{number} {reason}" for reason, number in corpus.counts.items())
-        raise CorpusError(f"{path} has no line that can be used ({skipped})")
+        raise CorpusError(f"{path} has no line that can be used: {corpus.summary}")
     return corpus
 
 
-def text_lines(path: Path) -> Iterator[tuple[list[str], int]]:
-    """The lines of a UTF-8 text without white space at their ends, some thousand at a time, and their bytes.
-
-    Never the whole text is in memory; a line of more than LONGEST_LINE bytes is a CorpusError.
-    """
-    byte, line, rest = 0, 1, b""
-    try:
-        with path.open("rb") as file:
-            while data := file.read(CHUNK):
-                whole, end, rest = (rest + data).rpartition(b"\n")
-                if len(rest) > LONGEST_LINE:
-                    number = line + whole.count(b"\n") + len(end)
-                    raise CorpusError(
-                        f"{path} has more than {LONGEST_LINE:,} bytes in line {number}; a poem is expected"
-                    )
-                yield _lines_of(path, whole, byte, line), len(whole + end)
-                byte, line = byte + len(whole + end), line + whole.count(b"\n") + len(end)
-        yield _lines_of(path, rest, byte, line), len(rest)
-    except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def _lines_of(path: Path, data: bytes, byte: int, line: int) -> list[str]:
-    """Of a part of the text that begins at this byte and line."""
-    text = _decoded(path, data, byte, line)
-    return list(map(str.strip, (text if byte else text.removeprefix("\ufeff")).splitlines()))
-
-
-def pieces(lines: Iterable[str]) -> Iterator[str]:
-    """What is learned of a text's lines: each, cut where it is longer than MAX_PIECE characters."""
-    return (line[at : at + MAX_PIECE] for line in lines for at in range(0, len(line), MAX_PIECE))
-
-
 def _decode(path: Path) -> str:
+    data = b""
     try:
-        return _decoded(path, path.read_bytes()).removeprefix("\ufeff")
+        data = path.read_bytes()
+        return data.decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def _decoded(path: Path, data: bytes, byte: int = 0, line: int = 1) -> str:
-    """A part of the file that begins at this byte and line."""
-    try:
-        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line += data.count(b"\n", 0, error.start)
-        raise CorpusError(f"{path} is not UTF-8: byte {byte + error.start}, in line {line}") from None
+        line = 1 + data.count(b"\n", 0, error.start)
+        raise CorpusError(f"{path} is not UTF-8: byte {error.start}, in line {line}") from None
 
 
 def _select(texts: Iterable[str | None], max_length: int | None, unique: bool) -> Corpus:

@@ -182,16 +182,18 @@ def row_of(form: str, what: str, poems: Sequence[str], writer: Writer, copied: f
     return row
 
 
-def mean_log_probability(poems: Sequence[str], writer: Writer) -> float:
-    """Nats per character over all poems: of the model alone, at temperature 1, with nothing forbidden."""
+def mean_log_probability(poems: Sequence[str], writer: Writer) -> float | None:
+    """Nats per character over all poems, None if they have none: of the model alone, at temperature 1, with nothing
+    forbidden."""
     total = []
+    poems = [poem for poem in poems if poem.strip(MARKS)]
     for start in range(0, len(poems), 64):
-        part = [poem for poem in poems[start : start + 64] if poem]
+        part = poems[start : start + 64]
         found = log_probabilities(writer.model, writer.vocabulary, part)
         for poem, values in zip(part, found, strict=True):
             kept = [place for place, character in enumerate(poem) if character not in MARKS]
             total.append(values[kept])
-    return float(np.nanmean(np.concatenate(total)))
+    return float(np.nanmean(np.concatenate(total))) if total else None
 
 
 def distinct(poems: Sequence[str]) -> tuple[float, float]:
@@ -204,16 +206,18 @@ def distinct(poems: Sequence[str]) -> tuple[float, float]:
 
 def copied(poems: Sequence[str], index: LineIndex) -> float | None:
     """The share of lines that stand in the training corpus."""
-    return share(line in index for poem in poems for line in LINE.findall(poem)) if poems else None
+    return share(line in index for poem in poems for line in LINE.findall(poem))
 
 
 def shared(poems: Sequence[str], lines: Counter[str]) -> float | None:
     """The share of lines that stand in another poem of the corpus as well."""
-    return share(lines[line] > 1 for poem in poems for line in LINE.findall(poem)) if poems else None
+    return share(lines[line] > 1 for poem in poems for line in LINE.findall(poem))
 
 
-def share(found: Iterable[bool]) -> float:
-    return float(np.mean(list(found)))
+def share(found: Iterable[bool]) -> float | None:
+    """How many are true, of all; None of none."""
+    all_of_them = list(found)
+    return float(np.mean(all_of_them)) if all_of_them else None
 
 
 def spread(poems: Sequence[str], count: int) -> list[str]:

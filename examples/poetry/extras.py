@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-NEEDED = ("numpy", "safetensors", "minidl", "matplotlib", "opencc", "platformdirs", "tqdm")
+NEEDED = ("numpy", "safetensors", "minidl", "matplotlib", "opencc", "platformdirs", "charset_normalizer", "tqdm")
 
 missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if missing:

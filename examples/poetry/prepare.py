@@ -25,6 +25,7 @@ import cli
 import corpus
 import numpy as np
 import settings
+import texts
 from prepared import FACTS, KIND, PARTS, VERSION
 from training import Progress
 from vocabulary import BEGIN, END, UNKNOWN, Vocabulary, code_points
@@ -85,7 +86,7 @@ def main() -> int:
     if args.out.exists() or args.out.is_symlink():  # to nothing, which is there as well
         raise cli.UsageError(f"--out {args.out} is there already; choose another folder, or delete it")
     with cli.output_folder(args.out.parent):
-        source = of_text(args.text) if args.text else of_the_tang(args)
+        source = of_text(args.text, args.encoding) if args.text else of_the_tang(args)
         with Progress(total=2 * source.size, unit=source.unit, unit_scale=True, leave=False) as progress:
             prepare(source, args, progress)
     return 0
@@ -99,7 +100,7 @@ def prepare(source: Source, args: Namespace, progress: Progress) -> None:
     vocabulary = Vocabulary.of_counts(characters, (BEGIN, END, UNKNOWN), args.max_vocabulary, args.min_count)
     counts = " / ".join(f"{tally.poems:,}" for tally in tallies)
     if not all(tally.poems for tally in tallies):
-        raise cli.UsageError(f"{counts} poems to train / validate / test are too few: a part is empty")
+        raise cli.UsageError(f"too few poems: {counts} to train / validate / test")
     progress.set_description("encoding")
     facts = {
         "kind": KIND,
@@ -116,9 +117,9 @@ def prepare(source: Source, args: Namespace, progress: Progress) -> None:
     cli.note(f"{size / 1e6:,.1f} MB in {args.out}, for train.py --prepared {args.out}")
 
 
-def of_text(path: Path) -> Source:
+def of_text(path: Path, encoding: str | None) -> Source:
     def poems() -> Iterator[tuple[list[str], int]]:
-        return ((list(corpus.pieces(lines)), size) for lines, size in corpus.text_lines(path))
+        return ((list(texts.pieces(lines)), size) for lines, size in texts.text_lines(path, encoding))
 
     try:
         status = path.stat()
@@ -205,7 +206,7 @@ def parse_arguments() -> Namespace:
     settings.add_poems(settings.adder(parser))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the encoded poems")
     args = parser.parse_args()
-    settings.exclude(parser, args, "text", settings.TANG)
+    settings.check_poems(parser, args)
     for name in settings.POEMS:
         if getattr(args, name) is None and not (args.text and name in settings.TANG):
             setattr(args, name, settings.DEFAULTS.get(name))

@@ -13,6 +13,7 @@ from typing import Any
 import cli
 import protocol
 import resuming
+import texts
 from verse import MAX_LENGTH
 
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.03, "adadelta": 1.0, "sgd": 1.0}
@@ -68,9 +69,16 @@ RECIPES: dict[str, dict[str, Any]] = {  # what they change of it; patience lets 
     },
 }
 TANG = ("corpus", "files", "max_length")  # which poems of the Tang
-POEMS = ("text", *TANG, "max_vocabulary", "min_count")  # what a prepared folder has decided
+POEMS = ("text", "encoding", *TANG, "max_vocabulary", "min_count")  # what a prepared folder has decided
 NOT_SETTINGS = ("out", "resume", "distributed", "checkpoint_every", "tensorboard", "typed", "checkpoint")
-MAY_CHANGE = ("backend", "corpus", "text", "prepared", "init_from")  # when a run goes on; its poems must be the same
+MAY_CHANGE = (
+    "backend",
+    "corpus",
+    "text",
+    "encoding",
+    "prepared",
+    "init_from",
+)  # when a run goes on; its poems must be the same
 
 
 def parse_arguments() -> Namespace:
@@ -120,7 +128,7 @@ def parse_arguments() -> Namespace:
     args.checkpoint = resuming.read(args.out) if args.resume else None
     if args.checkpoint is not None:  # its run's arguments come first, so that those typed now count
         parser.parse_args([*args.checkpoint.facts["typed"], *sys.argv[1:]], args)
-    exclude(parser, args, "text", TANG)
+    check_poems(parser, args)
     exclude(parser, args, "prepared", (*POEMS, "protocol"))
     exclude(parser, args, "init_from", ("protocol",))
     args.typed = typed(args)
@@ -144,10 +152,18 @@ def add_poems(add: Callable[..., None]) -> None:
     """The options that say which poems are learned, and which of their characters."""
     add("--corpus", "a folder with poet.tang.N.json files; without it they are fetched", type=Path, metavar="DIR")
     add("--files", "how many of the 58 Tang files, from the first", type=cli.whole(1, 58))
-    add("--text", "learn this UTF-8 text instead, one poem or passage a line", type=Path, metavar="FILE")
+    add("--text", "learn this text instead, one poem or passage a line", type=Path, metavar="FILE")
+    add("--encoding", "of --text, as Python names it (default: utf-8)", type=texts.encoding, metavar="NAME")
     add("--max-length", "leave out poems of more characters", type=cli.whole(1))
     add("--max-vocabulary", "know only the N most frequent characters", type=cli.whole(1), metavar="N")
     add("--min-count", "know only characters seen so often", type=cli.whole(1))
+
+
+def check_poems(parser: cli.Parser, args: Namespace) -> None:
+    """An error if what `add_poems` added does not go together."""
+    exclude(parser, args, "text", TANG)
+    if args.encoding is not None and args.text is None:
+        parser.error("--encoding says how a --text is to be read, and none is given")
 
 
 def option(name: str) -> str:

@@ -11,6 +11,7 @@ import corpus
 import prepared
 import protocol
 import resuming
+import texts
 from copies import LineIndex
 from ranks import ALONE, Alone
 from tasks import Joined, Task, packed_task
@@ -44,15 +45,16 @@ def default_data(args: Namespace, together: Alone = ALONE) -> Data:
 def read_parts(args: Namespace) -> list[Joined]:
     """The training, validation and test poems; no other string of the corpus lives on."""
     if args.text:
-        found = corpus.read_text(args.text)
-        poems = list(dict.fromkeys(corpus.pieces(found.poems)))
+        found = corpus.read_text(args.text, args.encoding)
+        poems = list(dict.fromkeys(texts.pieces(found.poems)))
     else:
         found = corpus.load(args.corpus, args.files, max_length=args.max_length)
         poems = found.poems
     parts = corpus.split(poems)
+    sizes = " / ".join(f"{len(part):,}" for part in parts)
     if not all(parts):
-        raise cli.UsageError(f"{len(poems)} poems are too few: a training, validation or test part is empty")
-    cli.note(f"{' / '.join(f'{len(part):,}' for part in parts)} poems to train / validate / test, {counts_text(found)}")
+        raise cli.UsageError(f"too few different poems: {sizes} to train / validate / test, {found.summary}")
+    cli.note(f"{sizes} poems to train / validate / test, {found.summary}")
     return [Joined(part) for part in parts]
 
 
@@ -62,7 +64,7 @@ def report_data(args: Namespace, together: Alone) -> Data:
         task = protocol.report_task(found.poems)
     else:
         task = protocol.rows_task(found.poems, args.batch_size)
-    cli.note(f"{len(found.poems):,} poems in the report's order, {counts_text(found)}")
+    cli.note(f"{len(found.poems):,} poems in the report's order, {found.summary}")
     index = LineIndex.build(found.poems) if together.first else None
     return Data(task, index, resuming.hash_of([found.poems]))
 
@@ -74,8 +76,3 @@ def prepared_data(args: Namespace, together: Alone) -> Data:
     counts = " / ".join(f"{len(part.lengths):,}" for part in found.parts)
     cli.note(f"{counts} poems to train / validate / test, from {args.prepared}")
     return Data(found.task(args.batch_size), None, found.digest)
-
-
-def counts_text(found: corpus.Corpus) -> str:
-    skipped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in found.counts.items() if count]
-    return f"of {', '.join(skipped)}"

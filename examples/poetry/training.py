@@ -252,8 +252,8 @@ def _culprit(model: PoemModel) -> str:
 def held_out_figures(model: PoemModel, task: Task, ranks: Alone = ALONE) -> dict[str, float]:
     """The figures on the test part, which (but under the report's protocol) nothing else has looked at.
 
-    Where there are poems of more than MAX_LENGTH characters, the shorter ones have figures of their own, so that
-    models with different limits can be compared.
+    Where there are poems of more than MAX_LENGTH characters, the shorter ones, if the part has any, have figures of
+    their own, so that models with different limits can be compared.
     """
     every, short, unknowns = Sums(), Sums(), 0
     for batch in ranks.mine(task.test):
@@ -267,6 +267,6 @@ def held_out_figures(model: PoemModel, task: Task, ranks: Alone = ALONE) -> dict
     figures = every.figures("test")
     figures |= {"vocabulary_size": len(task.vocabulary), "unknown_rate": unknowns / every.targets}
     figures |= every.errors("test")
-    if task.max_length > MAX_LENGTH:
+    if task.max_length > MAX_LENGTH and short.targets:
         figures |= short.figures("short_test") | short.errors("short_test")
     return figures
