@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import random
 import runpy
 import struct
@@ -85,8 +86,12 @@ def small_model(vocabulary: Vocabulary = VOCABULARY, dropout: float = 0.0, seed:
 
 
 def run_program(name: str, *arguments: object) -> Outcome:
-    """The program in this process, as if typed; its streams begin as ASCII and have to end as UTF-8."""
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2)]
+    """The program in this process, as if typed; its streams begin as ASCII and have to end as UTF-8.
+
+    Where PYTHONIOENCODING is set, they have what it says from beginning to end.
+    """
+    encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding or "ascii", errors or "strict") for _ in range(2)]
     path = PROGRAMS / f"{name}.py"
     with (
         mock.patch.object(sys, "argv", [str(path), *map(str, arguments)]),
@@ -97,7 +102,7 @@ def run_program(name: str, *arguments: object) -> Outcome:
         runpy.run_path(str(path), run_name="__main__")
     for stream in streams:
         stream.flush()
-    out, err = (stream.buffer.getvalue().decode("utf-8") for stream in streams)  # type: ignore[attr-defined]
+    out, err = (stream.buffer.getvalue().decode(encoding or "utf-8") for stream in streams)  # type: ignore[attr-defined]
     return Outcome(int(ended.value.code or 0), out, err)
 
 

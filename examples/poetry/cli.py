@@ -26,6 +26,7 @@ CHECKPOINT = "checkpoint.safetensors"  # of train.py: where the run stands
 TAKEN = "already holds a run; choose another folder"
 BEGUN = f"holds a run that has just begun, or was killed in its first epoch; choose another, or delete {METRICS} there"
 UNREAD = 141  # a shell's word for a process that SIGPIPE ended
+NO_LOSS = ("backslashreplace", "ignore", "namereplace", "xmlcharrefreplace")  # handlers of errors
 GOES_ON = "; train.py --resume goes on with it"
 
 
@@ -215,21 +216,33 @@ def leave(code: int, message: str = "") -> NoReturn:
     sys.exit(0 if code == UNREAD else code)
 
 
+def stream_options() -> dict[str, str]:
+    """How the streams are to be written: in UTF-8, or as Python has them by an encoding that PYTHONIOENCODING names.
+
+    A character that it lacks becomes ?, or what the variable says; but never an error, which would lose a poem.
+    """
+    wanted = "" if sys.flags.ignore_environment else os.environ.get("PYTHONIOENCODING", "")
+    encoding, _, errors = wanted.partition(":")
+    options = {"errors": errors if errors in NO_LOSS else "replace"}
+    return options if encoding else {"encoding": "utf-8", **options}
+
+
 def run(
     main: Callable[[], int | None], *errors: type[Exception], leave: Callable[[int, str], NoReturn] = leave
 ) -> NoReturn:
     """Call `main` as a program: exit code 2 and one line for a UsageError, one of `errors` or the system's.
 
-    Both streams are UTF-8 on every platform. Ctrl-C exits with 130, and a reader that went away (`| head`)
-    is no error. `leave` ends the program.
+    Both streams are in UTF-8 on every platform, unless PYTHONIOENCODING says otherwise. Ctrl-C exits with 130, and a
+    reader that went away (`| head`) is no error. `leave` ends the program.
     """
     expected: tuple[type[Exception], ...] = (UsageError, minidl.BackendError, minidl.CheckpointError)
     expected += (OSError, MemoryError, *errors)
     for name in ("stdout", "stderr"):  # None after `>&-`, or under pythonw
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    options = stream_options()
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+        stream.reconfigure(**options)  # type: ignore[union-attr]
     message = ""
     try:
         try:

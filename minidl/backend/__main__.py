@@ -73,6 +73,9 @@ def check(cupy: Any) -> None:
 
 def program() -> int:
     """`main` from the command line: its exit code, 2 for what it cannot do; a reader that went away is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as under pythonw
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         if sys.argv[1:] in (["-h"], ["--help"]):
             print(__doc__, end="", flush=True)
