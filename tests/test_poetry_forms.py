@@ -9,6 +9,7 @@ from pathlib import Path
 import cli
 import pytest
 from copies import FILE, LINE, LineIndex
+from free_verse import MARKS
 from judging import judge
 from model import save_model
 from poetry_helpers import Outcome, png_size, refused, run_program, write_corpus
@@ -190,6 +191,13 @@ def test_explain_prints_a_line_for_every_place() -> None:
 def test_explain_follows_every_way_of_writing(arguments: tuple[object, ...]) -> None:
     poem, *lines = poems(*arguments, "--explain")
     assert "".join(line.split()[0] for line in lines[1 : len(poem) + 1]) == poem
+
+
+def test_explain_shows_where_free_verse_has_no_mark() -> None:
+    poem, *lines = poems("--explain", "--seed", 4)
+    rules = [line.split()[3] if "no mark" in line else "" for line in lines[1 : len(poem) + 2]]
+    assert [rule == "no" for rule in rules] == [True, *(character in MARKS for character in poem)]
+    assert "，" in poem or "。" in poem
 
 
 def test_explain_draws_a_picture(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from free_verse import MARKS, FreeVerse
 from model import PoemModel
 from poetry_helpers import VOCABULARY, small_model
 from verse import write_poems
@@ -166,3 +168,45 @@ def test_writing_changes_no_weight() -> None:
     before = {name: values.tobytes() for name, values in model.state_dict().items()}
     write(model, 0)
     assert {name: values.tobytes() for name, values in model.state_dict().items()} == before
+
+
+# Free verse
+
+
+def free(model: Any, *starts: str, length: int = 12, vocabulary: Vocabulary = VOCABULARY, **options: Any) -> list[str]:
+    return write_poems(model, vocabulary, starts, length, rules=FreeVerse(vocabulary), **options)
+
+
+@pytest.mark.parametrize("argmax", [True, False])
+def test_no_mark_comes_first_or_after_a_mark_in_free_verse(argmax: bool) -> None:
+    fond = scripted(lambda place, latest: {"。": 60.0, "，": 59.0, "甲": 40.0, "乙": 38.0 + place % 3, "丙": 39.0})
+    without = write_poems(fond, VOCABULARY, ["", "月"], 12, argmax=argmax, rng=0)
+    assert all("。。" in poem for poem in without), "left alone, the model writes them"
+    for poem in free(fond, "", "月", "月。", argmax=argmax, rng=0):
+        assert poem[0] not in MARKS and not re.search(f"[{MARKS}]{{2}}", poem), poem
+
+
+def test_random_models_write_no_mark_where_it_has_nothing_to_mark() -> None:
+    for seed in range(6):
+        poems = free(small_model(seed=seed), *[""] * 40, length=30, rng=seed)
+        assert [poem for poem in poems if not poem or poem[0] in MARKS or re.search(f"[{MARKS}]{{2}}", poem)] == []
+
+
+def test_a_poem_of_free_verse_does_not_end_before_it_begins() -> None:
+    model = scripted(lambda place, latest: {END: 50.0, "丙": 10.0})
+    assert free(model, "", argmax=True) == ["丙"]
+
+
+def test_marks_that_are_asked_for_stand_and_other_scripts_marks_may_follow_each_other() -> None:
+    model = scripted(lambda place, latest: {"甲": 50.0 if place == 4 else 0.0, END: 40.0 if place > 4 else 0.0})
+    assert free(model, "月。。，", argmax=True) == ["月。。，甲"]
+    latin = Vocabulary([BEGIN, END, UNKNOWN, *"ab.?!"])
+    dots = scripted(
+        lambda place, latest: {"a": 50.0} if place == 0 else {".": 50.0} if place < 4 else {END: 50.0}, latin
+    )
+    assert free(dots, "", vocabulary=latin, argmax=True) == ["a..."]
+
+
+def test_a_model_that_knows_nothing_but_marks_still_ends() -> None:
+    marks = Vocabulary([BEGIN, END, UNKNOWN, "。", "，"])
+    assert free(scripted(lambda place, latest: {"。": 9.0}, marks), "", vocabulary=marks, rng=0) == [""]

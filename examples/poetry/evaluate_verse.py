@@ -21,6 +21,7 @@ import corpus
 import numpy as np
 import wishes
 from copies import LINE, LineIndex
+from free_verse import MARKS
 from judging import Verdict, judge
 from model import load_model
 from poets import Free, Poet, Regulated
@@ -31,7 +32,6 @@ from whole_files import write_text
 
 import minidl
 
-MARKS = "，。？！；：、"
 LONGEST = 64  # characters of a 七律, marks included
 FREE_SAMPLES = 6  # times --count: few of them happen to have a form
 GROUP = 256  # free samples written side by side

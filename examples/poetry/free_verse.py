@@ -1,4 +1,7 @@
-"""Free verse: no form, but no line twice, none from the corpus if so asked, and a keyword where one is wanted."""
+"""Free verse: no form, but what no poem has is kept out, and there is a keyword where one is wanted.
+
+No poem is empty, begins with a mark, has a mark after a mark or a line twice; nor, if so asked, one from the corpus.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from copies import ENDS, LineIndex, begin, codes_of, extend, token_codes
 from vocabulary import END, Vocabulary
+
+MARKS = "，。？！；：、"  # those of Chinese: others, as "..." or "?!", may follow each other
 
 
 class FreeVerse:
@@ -26,6 +31,7 @@ class FreeVerse:
         self.index, self.keyword, self.spots = index, keyword, spots
         self.codes = token_codes(self.tokens)
         self.ends = np.array([token == END or token in ENDS for token in self.tokens], bool)
+        self.marks = np.array([token in MARKS for token in self.tokens], bool)
 
     def forbid(self, scores: np.ndarray, poems: Sequence[list[int]], limits: Sequence[int]) -> None:
         """Set to -inf in `scores` (B, V) what the poems must not go on with; each is cut at its limit of characters."""
@@ -38,6 +44,10 @@ class FreeVerse:
                     wanted = self.ids[self.keyword[at]]
                     scores[row, np.arange(len(self.tokens)) != wanted] = -np.inf
                     continue
+            if no_mark_after(text):
+                scores[row, self.marks] = -np.inf
+            if not text:
+                scores[row, self.end] = -np.inf
             *before, latest = split_lines(text)
             if self._stands(before, latest):
                 scores[row, self.ends] = -np.inf
@@ -67,6 +77,11 @@ class FreeVerse:
                 hashes = extend(hashes, code)
             self.index.forbid_endings(allowed, hashes, self.codes)
             scores[~allowed[0]] = -np.inf
+
+
+def no_mark_after(text: str) -> bool:
+    """Whether no mark may come next, since none has anything to mark."""
+    return not text or text[-1] in MARKS
 
 
 def split_lines(poem: str) -> list[str]:

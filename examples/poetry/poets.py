@@ -12,7 +12,7 @@ import verse
 import wishes
 from composing import CANDIDATES, FAR, KEYWORD_CANDIDATES, Choice, Poem, compose
 from copies import LineIndex
-from free_verse import FreeVerse
+from free_verse import FreeVerse, no_mark_after
 from model import PoemModel
 from plans import Impossible, plan
 from readings import sounds
@@ -201,7 +201,10 @@ class FreeReferee:
         scores[0, [mark for mark in self.vocabulary.marks if mark != self.vocabulary.ids[verse.END]]] = -np.inf
         self.rules.forbid(scores, [self.read_so_far], [self.longest])
         allowed = np.isfinite(scores[0])
-        return allowed, "asked for" if allowed.sum() == 1 else ""
+        if allowed.sum() == 1:
+            return allowed, "asked for"
+        text = self.vocabulary.decode(self.read_so_far)
+        return allowed, "no mark" if no_mark_after(text) else ""
 
     def read(self, token: int) -> None:
         self.read_so_far.append(token)

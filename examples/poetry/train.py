@@ -24,6 +24,7 @@ import protocol
 import ranks
 import records
 import resuming
+from free_verse import FreeVerse
 from held_out import figures_text, short
 from model import PoemModel, load_model
 from ranks import Alone
@@ -184,7 +185,8 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
     free = bool(args.text or args.prepared) and not known and len(task.vocabulary) > len(task.vocabulary.marks)
     starts = [""] * len(STARTS) if free else known
     # The report took the likeliest character at every place.
-    written = write_poems(model, task.vocabulary, starts, task.max_length, argmax=as_it_was, rng=args.seed)
+    rules = None if as_it_was else FreeVerse(task.vocabulary)
+    written = write_poems(model, task.vocabulary, starts, task.max_length, argmax=as_it_was, rules=rules, rng=args.seed)
     poems = iter(written)
     lost = "({}: not in this corpus's vocabulary)"
     text = "\n".join(next(poems) if free or start in known else lost.format(start) for start in STARTS)
