@@ -67,7 +67,8 @@ def build(args: argparse.Namespace, batch: int, distributed: bool = False) -> Re
     sys.path.append(str(harness.POETRY))
     import ranks
     from model import Batch, PoemModel
-    from training import Progress, train_epoch
+    from progress import Progress
+    from training import train_epoch
 
     import minidl
 

@@ -122,7 +122,10 @@ def take_turns(sides: Mapping[str, Side], rounds: int, fresh: bool) -> tuple[res
             del figures[name]
             tqdm.write(f"{name} is left out: {error}", file=sys.stderr)
 
-    with contextlib.ExitStack() as stack, tqdm(total=rounds * len(names), unit="turn", leave=False) as progress:
+    with (
+        contextlib.ExitStack() as stack,
+        tqdm(total=rounds * len(names), unit="turn", leave=False, disable=None) as progress,
+    ):
         for name in names:
             progress.set_description(f"{name} warms up")
             attempt(start, name)

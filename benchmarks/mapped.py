@@ -104,7 +104,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     repeats = math.ceil(args.gigabytes * 1e9 / (2 * 0.89 * sum(len(poem) + 2 for poem in found)))  # 89 % train
     rng = np.random.default_rng(0)
     with (folder / TEXT).open("w", encoding="utf-8", newline="\n") as file:
-        for _ in tqdm(range(repeats), desc="writing the text", leave=False):
+        for _ in tqdm(range(repeats), desc="writing the text", leave=False, disable=None):
             file.writelines(f"{found[place]}\n" for place in rng.permutation(len(found)))
     size = (folder / TEXT).stat().st_size
     # a character is as rare as before, so that both sides have the same vocabulary
@@ -149,7 +149,8 @@ def trained(args: argparse.Namespace, task: Task, log: Path | None = None) -> Re
     """A turn is some steps, their batches drawn meanwhile. Sides agree on the vocabulary's size."""
     import settings
     from model import PoemModel
-    from training import Progress, build_optimizer, train_epoch
+    from progress import Progress
+    from training import build_optimizer, train_epoch
 
     import minidl
 
@@ -197,7 +198,9 @@ def walk(folder: Path) -> dict[str, Any]:
     middle = time.perf_counter() - started
     looks, every = [], max(1, task.steps // LOOKS)
     started = time.perf_counter()
-    for number, _ in enumerate(tqdm(task.train(np.random.default_rng(0)), total=task.steps, leave=False), 1):
+    for number, _ in enumerate(
+        tqdm(task.train(np.random.default_rng(0)), total=task.steps, leave=False, disable=None), 1
+    ):
         if number % every == 0:
             looks.append({"batches": float(number), **look()})
     seconds = time.perf_counter() - started

@@ -66,7 +66,7 @@ def soak(seconds: float, every: float, log: Path) -> list[Sample]:
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as folder, log.open("w", encoding="utf-8") as file:
         work, rounds, started = build(Path(folder)), 0, time.monotonic()
-        with tqdm(total=round(seconds), unit="s", leave=False) as progress:
+        with tqdm(total=round(seconds), unit="s", leave=False, disable=None) as progress:
             while (passed := time.monotonic() - started) < seconds or len(samples) < LEAST:
                 work(rounds)
                 rounds += 1
@@ -87,8 +87,9 @@ def look() -> Sample:
 def build(folder: Path) -> Callable[[int], None]:
     """A function that does a round of everything."""
     from model import PoemModel, load_model, save_model
+    from progress import Progress
     from tasks import Rows
-    from training import Progress, evaluate, train_epoch
+    from training import evaluate, train_epoch
     from verse import write_poems
     from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
 

@@ -52,7 +52,8 @@ def build_minidl(args: argparse.Namespace) -> Ready:
     found = poems.report_poems(args.corpus)
     import protocol
     from model import PoemModel
-    from training import Progress, evaluate, train_epoch
+    from progress import Progress
+    from training import evaluate, train_epoch
 
     import minidl
 

@@ -75,7 +75,8 @@ def junk(action: argparse.Action) -> list[str]:
     by_maker = {
         "form": NO_WORDS,
         "rhyme": NO_WORDS,
-        "word": ["", " ", "\udcff"],
+        "characters": ["", " ", "\udcff"],
+        "word": ["", " ", "春 月", "\udcff"],
         "text": ["\udcff"],
         "encoding": ["", "x", "hex", "rot13", "undefined", "utf-8\0", "\udcff"],
     }

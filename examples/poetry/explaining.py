@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +69,18 @@ def _thought(vocabulary: Vocabulary, logits: np.ndarray, token: int, allowed: np
 
 def _name(vocabulary: Vocabulary, token: int) -> str:
     return NAMES.get(vocabulary.tokens[token], vocabulary.tokens[token])
+
+
+def converted(found: Sequence[Thought], convert: Callable[[str], str]) -> list[Thought]:
+    """The thoughts with their text converted to another script, character by character."""
+    return [
+        thought._replace(
+            character=convert(thought.character),
+            runners=[runner._replace(character=convert(runner.character)) for runner in thought.runners],
+            rule=convert(thought.rule),
+        )
+        for thought in found
+    ]
 
 
 def table(found: Sequence[Thought]) -> str:

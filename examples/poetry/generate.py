@@ -70,8 +70,8 @@ def parse_arguments() -> Namespace:
         metavar="GROUP",
         help="the rhyme, by the name of a group of the 平水韻, such as 東",
     )
-    add("--acrostic", type=wishes.word, metavar="TEXT", help="the first characters of the lines")
-    add("--keyword", type=wishes.word, metavar="TEXT", help="a character or word that stands in the poem")
+    add("--acrostic", type=wishes.characters, metavar="TEXT", help="the first characters of the lines")
+    add("--keyword", type=wishes.word, metavar="TEXT", help="a character or one word that stands in the poem")
     add("--no-copy", action="store_true", help="write no line that stands in what the model was trained on")
     add("--script", choices=["traditional", "simplified"], default="traditional", help="what poems are printed in")
     add("--count", type=cli.whole(1, 1_000_000), default=1, help="how many poems, one a line")
@@ -96,6 +96,7 @@ def explain(poet: Poet, poem: Poem, args: Namespace) -> None:
     import explaining  # only here: few want it
 
     thoughts = explaining.thoughts(poet.model, poet.vocabulary, poem.text, poet.referee(poem))
+    thoughts = explaining.converted(thoughts, lambda text: wishes.in_script(text, args.script))
     if args.explain == Path():
         print(explaining.table(thoughts), flush=True)
     else:

@@ -27,7 +27,7 @@ import numpy as np
 import settings
 import texts
 from prepared import FACTS, KIND, PARTS, VERSION
-from training import Progress
+from progress import Progress
 from vocabulary import BEGIN, END, UNKNOWN, Vocabulary, code_points
 from whole_files import new_folder, write_text
 
@@ -95,13 +95,13 @@ def main() -> int:
 def prepare(source: Source, args: Namespace, progress: Progress) -> None:
     """Write the folder, and tell what is in it."""
     tallies = [Tally() for _ in PARTS]
-    progress.set_description("counting")
+    progress.set_description_str("counting", refresh=False)
     characters = count(training_texts(watched(source, progress), tallies))
     vocabulary = Vocabulary.of_counts(characters, (BEGIN, END, UNKNOWN), args.max_vocabulary, args.min_count)
     counts = " / ".join(f"{tally.poems:,}" for tally in tallies)
     if not all(tally.poems for tally in tallies):
         raise cli.UsageError(f"too few poems: {counts} to train / validate / test")
-    progress.set_description("encoding")
+    progress.set_description_str("encoding", refresh=False)
     facts = {
         "kind": KIND,
         "version": VERSION,

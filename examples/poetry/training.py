@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from held_out import Sums, perplexity
 from model import Batch, Nats, PoemModel
+from progress import Progress
 from ranks import ALONE, Alone
 from tasks import Task
-from tqdm import tqdm
 from verse import MAX_LENGTH
 from vocabulary import UNKNOWN
 
@@ -76,13 +76,6 @@ class Diverged(Exception):
     """The loss or a gradient is not finite any more, or the loss is hopeless."""
 
 
-class Progress(tqdm):
-    """A bar that `with` closes. tqdm's own `__del__` fails noisily when Ctrl-C comes while one is being made."""
-
-    def __del__(self) -> None:
-        pass
-
-
 @dataclass
 class Standing:
     """Where a run stands, beside its weights, its optimizer and its schedule: all else that it needs to go on."""
@@ -115,7 +108,7 @@ def train_epoch(
     schedule: Schedule,
     batches: Iterable[Batch],
     clip: float | None,
-    progress: tqdm,
+    progress: Progress,
     mean: Mean | None = None,
     after_step: Callable[[], None] | None = None,
     ranks: Alone = ALONE,
@@ -134,7 +127,7 @@ def train_epoch(
         schedule.step()
         progress.update()
         if optimizer.steps % 10 == 0 and not progress.disable:  # reading the loss makes the host wait for a GPU
-            progress.set_postfix_str(f"{mean.loss:.3f} nats/char")
+            progress.set_postfix_str(f"{mean.loss:.3f} nats/char", refresh=False)
         if after_step is not None:
             after_step()
     return mean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ def rhyme(name: str) -> str:
 
 
 def word(name: str) -> str:
+    """An argparse type: a single word, which must be there."""
+    words = cli.text(name).split()
+    if len(words) != 1:
+        raise argparse.ArgumentTypeError(f"expected one word, got {' and '.join(words) if words else 'none'}")
+    return words[0]
+
+
+def characters(name: str) -> str:
     """An argparse type: text without white space, which must be there."""
     name = "".join(cli.text(name).split())
     if not name:
@@ -79,13 +88,18 @@ def in_vocabulary(wanted: str, vocabulary: Vocabulary, option: str = "--start") 
 
 def convert(text: str, direction: str) -> str:
     """`text` by OpenCC ("s2t": to traditional, "t2s": to simplified characters), of the same length."""
-    import opencc  # only here: its dictionaries take time to load
-
-    converter = opencc.OpenCC(direction)
+    converter = _converter(direction)
     converted = converter.convert(text)
     if len(converted) != len(text):
         converted = "".join(converter.convert(character)[:1] for character in text)
     return converted
+
+
+@functools.cache
+def _converter(direction: str) -> Any:
+    import opencc  # only here: its dictionaries take time to load
+
+    return opencc.OpenCC(direction)
 
 
 def in_script(poem: str, script: str) -> str:
