@@ -14,7 +14,7 @@ from vocabulary import BEGIN, END, Vocabulary
 import minidl
 
 RUNNERS = 5
-NAMES = {END: "(end)", BEGIN: "(begin)", "<unknown>": "(unknown)", "<pad>": "(pad)"}
+NAMES = {END: "(end)", BEGIN: "(begin)", "<unknown>": "(unknown)", "<pad>": "(pad)", " ": "(space)"}
 
 
 class Runner(NamedTuple):
