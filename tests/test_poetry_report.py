@@ -204,3 +204,13 @@ def test_memory_that_runs_out_loses_nothing(
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.splitlines()[-1] == f"report.py: error: {reason}" and "Traceback" not in outcome.err
     assert (tmp_path / "a" / "adam.safetensors").exists() == (tmp_path / "a").exists() == (kept[0] == "w")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted", ["cp936", "cp950", "ascii"])
+def test_a_terminal_that_lacks_its_characters_costs_nothing(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", wanted)
+    outcome = report("--epochs", 1, "--out", "紙")
+    shown = "紙".encode(wanted, "replace").decode(wanted)
+    assert outcome.code == 0 and Path(shown, "report.md").as_posix() in outcome.err.replace("\\", "/"), outcome
+    assert "日" in Path("紙", "report.md").read_text(encoding="utf-8")
