@@ -9,8 +9,8 @@
     lstms.1.weight_ih, ...      lstms.1.weight_ih_l0, ...
     anything else               the same: Embedding and Linear have PyTorch's names and shapes
 
-What makes an LSTM is a weight_hh of shape (4H, H). A weight_ih, weight_hh or PyTorch's name for one of them that is of
-no LSTM, such as those of a GRU of one's own, is passed through under its name with a UserWarning that names it.
+An LSTM is recognised by a weight_hh of shape (4H, H). Other arrays with such names, those of a GRU of your own for
+instance, keep them, and a UserWarning lists them.
 
 Gates come in the order i, f, g, o on both sides, so that no row moves. An nn.LSTM of several layers,
 lstms.weight_ih_l0, lstms.weight_ih_l1, ..., always becomes a list, lstms.0.weight_ih, lstms.1.weight_ih, ...; the
@@ -23,7 +23,7 @@ far in a step of training: to train on there as here, freeze the second one at z
 
 Values are copied bit for bit, NaN and infinity too; but files refuse those, as `minidl.save` does.
 ValueError, one line with the name and why, for what minidl does not have: PyTorch's LSTMs that are bidirectional or
-project their output, its GRUs and RNNs, names of Keras and ONNX, dtypes other than float16, float32 and float64.
+project their output, nn.GRU and nn.RNN, names of Keras and ONNX, dtypes other than float16, float32 and float64.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def _is_lstm(arrays: Arrays, weight_hh: str) -> bool:
 def _tell_passed(names: list[str], arrays: Arrays) -> None:
     if names:
         shown = ", ".join(f"{_shown(name)} {arrays[name].shape}" for name in names)
-        message = f"of no LSTM, and passed through by name: {shown}"
+        message = f"not part of an LSTM, so passed through unchanged: {shown}"
         warnings.warn(message, UserWarning, stacklevel=4)  # the caller of to_torch or its like
 
 

@@ -676,7 +676,7 @@ def test_read_text(tmp_path: Path) -> None:
     ("data", "part"),
     [
         (b"", "is empty"),
-        (b" \n\r\n", "no line that can be used: of 2 read, 2 empty"),
+        (b" \n\r\n", "no usable line, of 2 read, 2 empty"),
         ("甲\n乙".encode()[:-1], "byte 4, in line 2"),
         (None, ""),
     ],

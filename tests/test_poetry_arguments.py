@@ -263,7 +263,7 @@ def test_a_corpus_that_cannot_be_used(here: Path, program: str, case: str) -> No
 TEXTS = {
     "missing": (None, "cannot read"),
     "empty": (b"", "mine.txt is empty"),
-    "blank": (b"\n  \n\t\n", "no line that can be used"),
+    "blank": (b"\n  \n\t\n", "no usable line"),
     "latin": ("très\n".encode("latin-1"), "not UTF-8"),
     "utf-16": ("甲乙\n".encode("utf-16"), "not UTF-8"),
     "few": ("甲乙\n丙丁\n".encode(), "too few different poems: 1 / 0 / 1"),

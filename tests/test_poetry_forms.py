@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 
 import cli
+import explaining
 import pytest
 import wishes
 from copies import FILE, LINE, LineIndex
+from explaining import Runner, Thought
 from free_verse import MARKS
 from judging import judge
 from model import save_model
@@ -200,8 +202,17 @@ def test_explain_is_in_the_script_of_the_poem(form: tuple[str, ...]) -> None:
     poem, *lines = poems(*form, "--explain", "--seed", 2)
     simplified, *theirs = poems(*form, "--explain", "--seed", 2, "--script", "simplified")
     assert simplified == wishes.convert(poem, "t2s") != poem
-    assert theirs == [wishes.convert(line, "t2s") for line in lines] != lines
+    assert "".join(line.split()[0] for line in theirs[1 : len(poem) + 1]) == simplified
+    assert [line.split()[1:] for line in theirs[1:]] == [wishes.convert(line, "t2s").split()[1:] for line in lines[1:]]
     assert not form or "rhyme 东" in "\n".join(theirs)
+
+
+def test_a_character_is_converted_as_in_the_poem_and_not_by_itself() -> None:
+    runners = [Runner("東", 0.1, True)]
+    found = [Thought(character, 0.5, 1, runners, 0.0, "") for character in [*"乾坤", "(end)"]]
+    converted = explaining.converted(found, wishes.convert("乾坤", "t2s"), lambda text: wishes.convert(text, "t2s"))
+    assert [thought.character for thought in converted] == ["乾", "坤", "(end)"]
+    assert converted[0].runners[0].character == "东"
 
 
 def test_explain_shows_where_free_verse_has_no_mark() -> None:

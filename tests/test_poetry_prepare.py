@@ -74,9 +74,7 @@ def test_lines_in_pieces_are_those_of_the_whole_text(here: Path, chunk: int, mon
 def test_bytes_that_are_no_text_are_told_with_their_place(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "CHUNK", 8)
     (here / "text").write_bytes("甲\n乙\n丙丁\n".encode() * 3 + b"ab\xffc\n")
-    with pytest.raises(
-        CorpusError, match=r"text is not UTF-8: byte 47, in line 10; no other encoding fits: the file may be"
-    ):
+    with pytest.raises(CorpusError, match="text is not UTF-8: byte 47, in line 10; "):
         list(texts.text_lines(Path("text")))
 
 
@@ -211,7 +209,7 @@ def test_out_that_is_a_link_to_nothing_is_refused_before_any_work(text: Path, he
 def test_a_text_that_changes_while_it_is_read(text: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines, poems = texts.text_lines, iter([pseudo_poems(300), pseudo_poems(200)])
 
-    def changing(path: Path, encoding: str | None) -> Iterator[tuple[list[str], int]]:
+    def changing(path: Path, encoding: str) -> Iterator[tuple[list[str], int]]:
         text.write_text("\n".join(next(poems)), encoding="utf-8")
         return lines(path, encoding)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,29 +94,41 @@ def test_a_character_that_the_encoding_lacks_is_replaced_as_it_says(
 
 @pytest.mark.parametrize("wanted", ["cp936", "cp950", "ascii"])
 @pytest.mark.parametrize(
-    ("program", "arguments", "words"),
+    ("program", "arguments", "code"),
     [
-        ("train", ("--text", "{f}/text", *SMALL, "--epochs", 1, "--out", "紙"), "紙"),
-        ("train", ("--text", "紙"), "紙"),
-        ("train", ("--optimizer", "紙"), "紙"),
-        ("prepare", ("--text", "{f}/text", "--out", "紙"), "紙"),
-        ("prepare", ("--text", "紙", "--out", "o"), "紙"),
-        ("generate", ("--model", "紙"), "紙"),
-        ("generate", ("--help",), "五絕"),
-        ("evaluate_verse", ("--model", "紙"), "紙"),
-        ("shrink", ("紙", "--out", "o"), "紙"),
-        ("export", ("--model", "{f}/verse/model.safetensors", "--out", "紙.onnx"), "紙"),
-        ("export", ("--model", "紙", "--out", "o.onnx"), "紙"),
-        ("report", ("--corpus", "紙"), "紙"),
+        ("train", ("--text", "紙"), 2),
+        ("train", ("--optimizer", "紙"), 2),
+        ("prepare", ("--text", "{f}/text", "--out", "紙"), 0),
+        ("prepare", ("--text", "紙", "--out", "o"), 2),
+        ("generate", ("--model", "紙"), 2),
+        ("generate", ("--help",), 0),
+        ("evaluate_verse", ("--model", "紙"), 2),
+        ("shrink", ("紙", "--out", "o"), 2),
+        ("export", ("--model", "{f}/verse/model.safetensors", "--out", "紙.safetensors"), 0),
+        ("export", ("--model", "紙", "--out", "o.safetensors"), 2),
+        ("report", ("--corpus", "紙"), 2),
     ],
 )
 def test_every_program_says_what_it_says_in_any_encoding(
-    folder: Path, wanted: str, program: str, arguments: tuple[object, ...], words: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, wanted: str, program: str, arguments: tuple[str, ...], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    arguments = tuple(part.format(f=folder) for part in arguments)
+    plain = run_program(program, *arguments)
+    assert plain.code == code and any(ord(character) > 0x7F for character in plain.out + plain.err), plain
+    shutil.rmtree("紙", ignore_errors=True)
     monkeypatch.setenv("PYTHONIOENCODING", wanted)
-    outcome = run_program(program, *(str(part).format(f=folder) for part in arguments))
-    assert "Traceback" not in outcome.err and lacking(words, wanted) in outcome.out + outcome.err, outcome
-    assert outcome.code in (0, 2)
+    assert run_program(program, *arguments) == (code, lacking(plain.out, wanted), lacking(plain.err, wanted))
+
+
+@pytest.mark.parametrize("wanted", ["cp936", "cp950", "ascii"])
+def test_a_run_of_training_in_any_encoding(folder: Path, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("--text", folder / "text", *SMALL, "--epochs", 1, "--out")
+    plain = run_program("train", *arguments, "a")
+    monkeypatch.setenv("PYTHONIOENCODING", wanted)
+    outcome = run_program("train", *arguments, "紙")
+    assert (outcome.code, outcome.out) == (0, lacking(plain.out, wanted))
+    assert f"into {lacking('紙', wanted)}" in outcome.err
+    assert Path("紙/poems.txt").read_text(encoding="utf-8") == plain.out
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import threading
 from pathlib import Path
 
 import download
@@ -11,7 +13,7 @@ import pytest
 import texts
 from download import CorpusError
 from poetry_helpers import SMALL, jsonl, never, pseudo_poems, refused, results, run_program, tree
-from texts import text_lines
+from texts import UTF8, text_lines
 
 TANG = "\n".join(f"第{n}首：白日依山盡，黃河入海流。欲窮千里目，更上一層樓。" for n in "一二三四五六七八九") + "\n"
 SIMPLIFIED = (
@@ -29,12 +31,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def lines_of(content: bytes, encoding: str | None = None) -> list[str]:
+def lines_of(content: bytes, encoding: str = UTF8) -> list[str]:
     Path("text").write_bytes(content)
     return [line for lines, _ in text_lines(Path("text"), encoding) for line in lines]
 
 
-def told(content: bytes, encoding: str | None = None) -> str:
+def told(content: bytes, encoding: str = UTF8) -> str:
     with pytest.raises(CorpusError) as error:
         lines_of(content, encoding)
     assert "\n" not in str(error.value)
@@ -60,10 +62,10 @@ def test_a_named_encoding_is_read_in_pieces(
     assert sum(size for _, size in text_lines(Path("text"), encoding)) == len(content)
 
 
-@pytest.mark.parametrize("encoding", [None, "utf-8", "UTF-8"])
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "utf_8"])
 @pytest.mark.parametrize("chunk", [1, 2, 100])
 def test_a_mark_at_the_beginning_is_no_part_of_the_text(
-    encoding: str | None, chunk: int, monkeypatch: pytest.MonkeyPatch
+    encoding: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(texts, "CHUNK", chunk)
     assert [line for line in lines_of("\ufeff甲\n\ufeff乙".encode(), encoding) if line] == ["甲", "\ufeff乙"]
@@ -76,7 +78,7 @@ def test_a_mark_at_the_beginning_is_no_part_of_the_text(
         (TANG.encode("big5"), ["byte 0, in line 1", "looks like big5: try --encoding big5"]),
         (TANG.encode("utf-16"), ["byte 0", "looks like utf-16: try --encoding utf-16"]),
         (TANG.encode("utf-32"), ["byte 0", "looks like utf-32: try --encoding utf-32"]),
-        (ENGLISH.encode("utf-16-le"), ["no text in UTF-8", "NULs", "try --encoding utf-16-le"]),
+        (ENGLISH.encode("utf-16-le"), ["not text in UTF-8", "NULs", "try --encoding utf-16-le"]),
         (FRENCH.encode("cp1252"), ["byte 35, in line 1", "try --encoding cp1252"]),
         ((ENGLISH * 200 + FRENCH).encode("cp1252"), ["in line 1801", "try --encoding cp1252"]),
         (gzip.compress(TANG.encode()), ["looks like gzip: unpack it first"]),
@@ -84,13 +86,14 @@ def test_a_mark_at_the_beginning_is_no_part_of_the_text(
         (TANG.encode() + b"\xff\n", ["in line 10", "no other encoding fits: the file may be damaged there"]),
         (TANG.encode()[:-2], ["in line 9", "damaged there"]),
         (bytes(range(254, 127, -1)) * 40, ["byte 0", "not UTF-8"]),
-        (b"a\0b", ["NULs"]),
+        ((ENGLISH * 200 + TANG).encode("big5"), ["in line 1801", "looks like big5: try --encoding big5"]),
+        ("Käse\n".encode("cp1252"), ["byte 1, in line 1; it may be "]),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_what_is_not_utf_8_is_refused_with_what_it_looks_like(content: bytes, words: list[str]) -> None:
     message = told(content)
-    assert message.startswith("text is no") and [word for word in words if word not in message] == [], message
+    assert message.startswith("text is not ") and [word for word in words if word not in message] == [], message
     if "try --encoding " in message:
         name = message.rpartition(" ")[2]
         assert list(filter(None, lines_of(content, name))) == content.decode(name).removeprefix("\ufeff").splitlines()
@@ -100,10 +103,10 @@ def test_what_is_not_utf_8_is_refused_with_what_it_looks_like(content: bytes, wo
     ("content", "encoding", "words"),
     [
         (TANG.encode("big5"), "ascii", ["not ascii: byte 0, in line 1", "try --encoding big5"]),
-        (ENGLISH.encode() + TANG.encode(), "ascii", ["not ascii", "in line 10", "try --encoding utf-8"]),
-        (TANG.encode("utf-16-be"), "utf-16", ["not utf-16: byte", "in line 1", "try --encoding utf-16-be"]),
+        (ENGLISH.encode() + TANG.encode(), "ascii", ["not ascii", "in line 10", "try --encoding UTF-8"]),
+        (TANG.encode("utf-16-be"), "utf-16", ["not utf-16: byte 176, in line 1", "try --encoding utf-16-be"]),
         (TANG.encode("utf-16") + b"\x00", "utf-16", ["not utf-16", "in line 10", "damaged there"]),
-        (b"a+2AA-b", "utf-7", ["no text in utf-7", "halves of characters"]),
+        (b"a+2AA-b", "utf-7", ["not text in utf-7", "halves of characters"]),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_place(content: bytes, encoding: str, words: list[str]) -> None:
@@ -118,6 +121,27 @@ def test_the_place_is_right_however_the_text_is_cut(chunk: int, monkeypatch: pyt
     assert f"byte {len(content) + 3}, in line 4" in told(content + "戊".encode() + b"\xff")
     content = "甲\n乙\n\u0a0d\u0d0a\n".encode("utf-16-le")  # the bytes of line ends within characters
     assert f"byte {len(content)}, in line 4" in told(content + b"\x00\xdc", "utf-16-le")
+
+
+def test_a_stray_nul_is_no_reason_to_refuse_a_text() -> None:
+    assert lines_of((ENGLISH + "a\0b\n").encode())[9] == "a\0b"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_the_place_is_told_of_a_pipe_too() -> None:
+    os.mkfifo("pipe")
+    content = ENGLISH.encode() * 2000 + b"\xff\n"
+    writer = threading.Thread(target=lambda: Path("pipe").write_bytes(content))
+    writer.start()
+    with pytest.raises(CorpusError, match=f"byte {len(content) - 2}, in line 18001"):
+        list(text_lines(Path("pipe")))
+    writer.join()
+
+
+def test_an_encoding_that_this_python_lacks_is_told() -> None:
+    Path("text").write_bytes(b"a\n")
+    with pytest.raises(CorpusError, match="text: this Python knows no encoding elsewhere"):
+        list(text_lines(Path("text"), "elsewhere"))
 
 
 def test_a_run_and_its_resumption_read_the_encoding_and_copies_are_known(here: Path) -> None:

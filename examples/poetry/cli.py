@@ -26,7 +26,7 @@ CHECKPOINT = "checkpoint.safetensors"  # of train.py: where the run stands
 TAKEN = "already holds a run; choose another folder"
 BEGUN = f"holds a run that has just begun, or was killed in its first epoch; choose another, or delete {METRICS} there"
 UNREAD = 141  # a shell's word for a process that SIGPIPE ended
-NO_LOSS = ("backslashreplace", "ignore", "namereplace", "xmlcharrefreplace")  # handlers of errors
+NEVER_FAIL = ("backslashreplace", "ignore", "namereplace", "xmlcharrefreplace")  # handlers of errors
 GOES_ON = "; train.py --resume goes on with it"
 
 
@@ -223,7 +223,7 @@ def stream_options() -> dict[str, str]:
     """
     wanted = "" if sys.flags.ignore_environment else os.environ.get("PYTHONIOENCODING", "")
     encoding, _, errors = wanted.partition(":")
-    options = {"errors": errors if errors in NO_LOSS else "replace"}
+    options = {"errors": errors if errors in NEVER_FAIL else "replace"}
     return options if encoding else {"encoding": "utf-8", **options}
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import download
 from download import CorpusError
-from texts import text_lines
+from texts import UTF8, text_lines
 
 # In brackets are editors' notes and variants; the box is a lost character; half a surrogate pair, which a
 # JSON escape can smuggle in, is no character and could not be encoded again.
@@ -108,14 +108,14 @@ def clean(paragraphs: Iterable[str]) -> str:
     return _NOISE.sub("", "".join([*kept, text[start:]]))
 
 
-def read_text(path: Path, encoding: str | None = None, *, max_length: int | None = None, unique: bool = True) -> Corpus:
+def read_text(path: Path, encoding: str = UTF8, *, max_length: int | None = None, unique: bool = True) -> Corpus:
     """One's own poems or prose, one a line, as they are but for white space at the ends."""
     lines = (line for lines, _ in text_lines(path, encoding) for line in lines)
     corpus = _select(lines, max_length, unique)
     if not corpus.counts["read"]:
         raise CorpusError(f"{path} is empty")
     if not corpus.poems:
-        raise CorpusError(f"{path} has no line that can be used: {corpus.summary}")
+        raise CorpusError(f"{path} has no usable line, {corpus.summary}")
     return corpus
 
 

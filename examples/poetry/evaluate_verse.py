@@ -215,7 +215,7 @@ def shared(poems: Sequence[str], lines: Counter[str]) -> float | None:
 
 
 def share(found: Iterable[bool]) -> float | None:
-    """How many are true, of all; None of none."""
+    """The share that is true; None if there are none."""
     all_of_them = list(found)
     return float(np.mean(all_of_them)) if all_of_them else None
 

@@ -71,15 +71,16 @@ def _name(vocabulary: Vocabulary, token: int) -> str:
     return NAMES.get(vocabulary.tokens[token], vocabulary.tokens[token])
 
 
-def converted(found: Sequence[Thought], convert: Callable[[str], str]) -> list[Thought]:
-    """The thoughts with their text converted to another script, character by character."""
+def converted(found: Sequence[Thought], poem: str, convert: Callable[[str], str]) -> list[Thought]:
+    """The thoughts in another script, in which the whole poem is `poem`: there a character may depend on others."""
+    names = [NAMES.get(character, character) for character in poem] + [thought.character for thought in found[-1:]]
     return [
         thought._replace(
-            character=convert(thought.character),
+            character=name,
             runners=[runner._replace(character=convert(runner.character)) for runner in thought.runners],
             rule=convert(thought.rule),
         )
-        for thought in found
+        for name, thought in zip(names[-len(found) :], found, strict=True)  # the first may have none
     ]
 
 

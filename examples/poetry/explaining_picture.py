@@ -33,7 +33,8 @@ def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
     lettering.tell(path.name)
     lines = lines_of(found)
     if len(lines) > MOST:
-        note(f"{path.name} has no room for the last {sum(map(len, lines[MOST:])):,} places; the table has them all")
+        rest = sum(map(len, lines[MOST:]))
+        note(f"{path.name} has no room for the last {rest:,} places; --explain without a file name prints them all")
         lines = lines[:MOST]
     width, height = max(map(len, lines)) * CELL + 0.5, len(lines) * LINE + 0.5
     figure = Figure(figsize=(width, height), facecolor="white")

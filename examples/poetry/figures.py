@@ -21,6 +21,7 @@ STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True
 DPI = 120
 PAPER = "#fbf7ee"
 COLUMN, BAND, BANDS = 16, 30, 12  # characters of a column, columns side by side, and how often one under the other
+COLUMNS = re.compile(rf"[^。]{{1,{COLUMN}}}。{{0,3}}|。{{1,{COLUMN}}}")
 LINE, LINES = 72, 240  # characters of a line, and lines of a page
 matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
 
@@ -109,7 +110,7 @@ def draw_poems(path: Path, poems: Sequence[str]) -> None:
 
 def _page_of_columns(poems: Sequence[str], lettering: Lettering) -> tuple[Figure, int]:
     """In bands, one under the other, of as many columns as are wide enough; and how many characters were left out."""
-    columns = [column for poem in poems for column in (*re.findall(rf"[^。]{{1,{COLUMN}}}。*|。+", poem), "")][:-1]
+    columns = [column for poem in poems for column in (*COLUMNS.findall(poem), "")][:-1]
     drawn = columns[: BANDS * BAND]
     bands = [drawn[at : at + BAND] for at in range(0, len(drawn), BAND)] or [[]]
     heights = [0.275 * max(map(len, band), default=1) + 0.7 for band in bands]  # inches

@@ -1,6 +1,6 @@
-"""Free verse: no form, but what no poem has is kept out, and there is a keyword where one is wanted.
+"""Free verse: no form, only a ban on what no poem has, and a keyword on request.
 
-No poem is empty, begins with a mark, has a mark after a mark or a line twice; nor, if so asked, one from the corpus.
+No poem begins with a mark, has two marks in a row, or repeats a line; on request it copies none from the corpus either.
 """
 
 from __future__ import annotations

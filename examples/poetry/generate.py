@@ -96,7 +96,8 @@ def explain(poet: Poet, poem: Poem, args: Namespace) -> None:
     import explaining  # only here: few want it
 
     thoughts = explaining.thoughts(poet.model, poet.vocabulary, poem.text, poet.referee(poem))
-    thoughts = explaining.converted(thoughts, lambda text: wishes.in_script(text, args.script))
+    poem_in_script = wishes.in_script(poem.text, args.script)
+    thoughts = explaining.converted(thoughts, poem_in_script, lambda text: wishes.in_script(text, args.script))
     if args.explain == Path():
         print(explaining.table(thoughts), flush=True)
     else:

@@ -1,7 +1,7 @@
-"""Which font draws which character of a picture: the one that comes along, else an installed one, else 〓 stands there.
+"""Choose a font for each character of a picture: the bundled one, else an installed one, else 〓 in its place.
 
-The font that comes along has what Tang poems have (fonts/make.py says exactly what), so that a picture looks the same
-everywhere; matplotlib's own has most alphabets; installed ones are looked through for what both lack.
+The bundled font covers Tang poems (see fonts/make.py), so that a picture looks the same everywhere; matplotlib's own
+has most alphabets; installed fonts are searched for the rest.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import unicodedata
+import warnings
 from pathlib import Path
 
 from cli import note
@@ -28,6 +29,8 @@ class Lettering:
         self.families = [FAMILY, LATIN] if is_chinese(text) else [LATIN, FAMILY]
         lacking = {character for character in text if character.isprintable()} - _always_there()
         for path in _installed() if lacking else ():
+            if not lacking:
+                break
             drawn = {character for character in lacking & _characters(path) if _draws(path, character)}
             family = _family(path) if drawn else None
             if family is not None:
@@ -49,7 +52,7 @@ class Lettering:
 
 
 def is_chinese(text: str) -> bool:
-    """Whether most of `text` is in a script that may run from the top down: Chinese, Japanese or Korean."""
+    """Whether at least half of `text` is in a script that may run from the top down: Chinese, Japanese or Korean."""
     letters = [character for character in text if not character.isspace()]
     return 2 * sum(unicodedata.east_asian_width(character) in "WF" for character in letters) >= len(letters)
 
@@ -62,7 +65,8 @@ def _always_there() -> set[str]:
 
 def _installed() -> list[str]:
     """The paths of all fonts of the system, those with serifs first."""
-    return sorted(font_manager.findSystemFonts(), key=lambda path: ("serif" not in path.lower(), path))
+    paths = [path for path in font_manager.findSystemFonts() if "LastResort" not in path]  # macOS: boxes for everything
+    return sorted(paths, key=lambda path: ("serif" not in path.lower(), path))
 
 
 @functools.cache
@@ -75,11 +79,13 @@ def _characters(path: str) -> set[str]:
 
 def _draws(path: str, character: str) -> bool:
     font = font_manager.get_font(path)
-    try:
-        font.set_size(12, 72)
-        font.load_char(ord(character))
-    except RuntimeError:  # a font of coloured pictures, for one
-        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            font.set_size(12, 72)
+            font.load_char(ord(character))
+        except (RuntimeError, UserWarning):  # a font of coloured pictures, or one that lists more than it has
+            return False
     return True
 
 
@@ -87,5 +93,5 @@ def _family(path: str) -> str | None:
     """The name by which matplotlib finds this very file; None where it takes another, of the same family."""
     font_manager.fontManager.addfont(path)
     family = FontProperties(fname=path).get_name()
-    found = font_manager.findfont(FontProperties(family=family), fallback_to_default=False)
+    found = font_manager.findfont(FontProperties(family=[family]), fallback_to_default=False)
     return family if os.path.samefile(found, path) else None

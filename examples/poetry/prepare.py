@@ -86,7 +86,7 @@ def main() -> int:
     if args.out.exists() or args.out.is_symlink():  # to nothing, which is there as well
         raise cli.UsageError(f"--out {args.out} is there already; choose another folder, or delete it")
     with cli.output_folder(args.out.parent):
-        source = of_text(args.text, args.encoding) if args.text else of_the_tang(args)
+        source = of_text(args.text, args.encoding or texts.UTF8) if args.text else of_the_tang(args)
         with Progress(total=2 * source.size, unit=source.unit, unit_scale=True, leave=False) as progress:
             prepare(source, args, progress)
     return 0
@@ -117,7 +117,7 @@ def prepare(source: Source, args: Namespace, progress: Progress) -> None:
     cli.note(f"{size / 1e6:,.1f} MB in {args.out}, for train.py --prepared {args.out}")
 
 
-def of_text(path: Path, encoding: str | None) -> Source:
+def of_text(path: Path, encoding: str) -> Source:
     def poems() -> Iterator[tuple[list[str], int]]:
         return ((list(texts.pieces(lines)), size) for lines, size in texts.text_lines(path, encoding))
 

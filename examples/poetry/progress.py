@@ -27,9 +27,12 @@ class Progress(tqdm):
 class _Lines:
     """What a bar is written to where it cannot be drawn over: each of its states is a line."""
 
+    latest = ""
+
     def write(self, text: str) -> None:
-        if text.strip():
-            sys.stderr.write(f"{text.strip()}\n")
+        if text.strip() not in ("", self.latest):  # a bar that is left on a terminal is drawn once more
+            self.latest = text.strip()
+            sys.stderr.write(f"{self.latest}\n")
 
     def flush(self) -> None:
         sys.stderr.flush()

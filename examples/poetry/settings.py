@@ -71,14 +71,8 @@ RECIPES: dict[str, dict[str, Any]] = {  # what they change of it; patience lets 
 TANG = ("corpus", "files", "max_length")  # which poems of the Tang
 POEMS = ("text", "encoding", *TANG, "max_vocabulary", "min_count")  # what a prepared folder has decided
 NOT_SETTINGS = ("out", "resume", "distributed", "checkpoint_every", "tensorboard", "typed", "checkpoint")
-MAY_CHANGE = (
-    "backend",
-    "corpus",
-    "text",
-    "encoding",
-    "prepared",
-    "init_from",
-)  # when a run goes on; its poems must be the same
+# when a run goes on; its poems must be the same
+MAY_CHANGE = ("backend", "corpus", "text", "encoding", "prepared", "init_from")
 
 
 def parse_arguments() -> Namespace:
@@ -153,7 +147,8 @@ def add_poems(add: Callable[..., None]) -> None:
     add("--corpus", "a folder with poet.tang.N.json files; without it they are fetched", type=Path, metavar="DIR")
     add("--files", "how many of the 58 Tang files, from the first", type=cli.whole(1, 58))
     add("--text", "learn this text instead, one poem or passage a line", type=Path, metavar="FILE")
-    add("--encoding", "of --text, as Python names it (default: utf-8)", type=texts.encoding, metavar="NAME")
+    name = "the encoding of --text, by Python's name for it (default: utf-8)"
+    add("--encoding", name, type=texts.encoding, metavar="NAME")
     add("--max-length", "leave out poems of more characters", type=cli.whole(1))
     add("--max-vocabulary", "know only the N most frequent characters", type=cli.whole(1), metavar="N")
     add("--min-count", "know only characters seen so often", type=cli.whole(1))
@@ -163,7 +158,7 @@ def check_poems(parser: cli.Parser, args: Namespace) -> None:
     """An error if what `add_poems` added does not go together."""
     exclude(parser, args, "text", TANG)
     if args.encoding is not None and args.text is None:
-        parser.error("--encoding says how a --text is to be read, and none is given")
+        parser.error("--encoding needs --text")
 
 
 def option(name: str) -> str:

@@ -45,7 +45,7 @@ def default_data(args: Namespace, together: Alone = ALONE) -> Data:
 def read_parts(args: Namespace) -> list[Joined]:
     """The training, validation and test poems; no other string of the corpus lives on."""
     if args.text:
-        found = corpus.read_text(args.text, args.encoding)
+        found = corpus.read_text(args.text, args.encoding or texts.UTF8)
         poems = list(dict.fromkeys(texts.pieces(found.poems)))
     else:
         found = corpus.load(args.corpus, args.files, max_length=args.max_length)

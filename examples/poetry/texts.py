@@ -1,4 +1,4 @@
-"""A text of one's own, in any encoding, read a few MB at a time: it may be larger than memory."""
+"""Read a text of the user's own, in any encoding, a few MB at a time, since it may be larger than memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 
 from download import CorpusError
 
-UTF8 = "utf-8"
+UTF8 = "UTF-8"
 MAX_PIECE = 200  # longer lines of a text are cut, since a batch takes as many steps as its longest
 CHUNK = 4 << 20  # bytes that are read at a time
 LONGEST_LINE = 16 << 20  # characters
 SAMPLE = 1 << 15  # bytes that are looked at to say what a file may be
+ENOUGH = 50  # of them beyond ASCII to be fairly sure
 BOM = "\ufeff"
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which some encodings let through
 MARKED = {  # what a text may begin with; UTF-32's little-endian mark begins with UTF-16's
@@ -24,13 +25,14 @@ MARKED = {  # what a text may begin with; UTF-32's little-endian mark begins wit
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+BEYOND_ASCII = bytes(range(0x80, 0x100))
 PACKED = {
     b"\x1f\x8b": "gzip: unpack it first",
     b"BZh": "bzip2: unpack it first",
     b"\xfd7zXZ\x00": "xz: unpack it first",
     b"(\xb5/\xfd": "zstd: unpack it first",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it first",
-    b"PK\x03\x04": "a zip archive, as of Word or an e-book: save it as plain text first",
+    b"PK\x03\x04": "a zip archive, such as a Word file or an e-book: save it as plain text first",
     b"\xd0\xcf\x11\xe0": "an old Word file: save it as plain text first",
     b"%PDF": "a PDF: save it as plain text first",
 }
@@ -49,29 +51,25 @@ def encoding(name: str) -> str:
     return name
 
 
-def text_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[list[str], int]]:
-    """The lines of a text without white space at their ends, some thousand at a time, and the bytes that were read for
-    them; in UTF-8 if no other encoding is named.
+def text_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[list[str], int]]:
+    """The lines of a text without white space at their ends, some thousand at a time, and how many bytes were read for
+    them.
 
     CorpusError, with what the file looks like, if it is in another encoding, and for a line of more than LONGEST_LINE
     characters.
     """
-    decoder = codecs.getincrementaldecoder(encoding or UTF8)()
-    byte, line, rest, begun = 0, 1, "", False
+    reader, line, rest = Reader(path, encoding), 1, ""
     try:
         with path.open("rb") as file:
             while data := file.read(CHUNK):
-                text = _decoded(decoder, path, encoding, data, byte)
-                whole, end, rest = (rest + (text if begun else text.removeprefix(BOM))).rpartition("\n")
-                begun = begun or bool(text)
+                whole, end, rest = (rest + reader.decoded(data)).rpartition("\n")
                 line += whole.count("\n") + len(end)
                 if len(rest) > LONGEST_LINE:
                     raise CorpusError(
                         f"{path} has more than {LONGEST_LINE:,} characters in line {line}; a poem is expected"
                     )
                 yield _stripped(whole), len(data)
-                byte += len(data)
-            yield _stripped(rest + _decoded(decoder, path, encoding, b"", byte)), 0
+            yield _stripped(rest + reader.decoded(b"")), 0
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -85,62 +83,74 @@ def _stripped(text: str) -> list[str]:
     return list(map(str.strip, text.splitlines()))
 
 
-def _decoded(decoder: codecs.IncrementalDecoder, path: Path, encoding: str | None, data: bytes, byte: int) -> str:
-    """The bytes that were read of the file from `byte` on; no more to come if there are none."""
-    try:
-        text = decoder.decode(data, final=not data)
-    except UnicodeError as error:
-        at = byte
-        if isinstance(error, UnicodeDecodeError):  # of what was left before, and of `data` to its end
-            at += len(data) - len(error.object) + error.start
-        name = "UTF-8" if encoding is None else encoding
-        raise CorpusError(f"{path} is not {name}: {_place(path, encoding, at)}; {_guess(path, encoding, at)}") from None
-    if "\0" in text or (encoding and SURROGATE.search(text)):
-        name = "UTF-8" if encoding is None else encoding
-        raise CorpusError(
-            f"{path} is no text in {name}: it has NULs or halves of characters; {_guess(path, encoding, byte)}"
-        )
-    return text
+class Reader:
+    """Turns the bytes of a file, as they come, into text; it never reads the file itself, which may be a pipe."""
+
+    def __init__(self, path: Path, encoding: str) -> None:
+        self.path, self.encoding = path, encoding
+        try:
+            self.decoder = codecs.getincrementaldecoder(encoding)()
+        except LookupError:  # the run that is resumed was made elsewhere
+            raise CorpusError(f"{path}: this Python knows no encoding {encoding}") from None
+        self.byte, self.line, self.begun = 0, 1, False  # where the bytes to come begin, and whether any text has come
+        self.head = b""
+
+    def decoded(self, data: bytes) -> str:
+        """The next bytes as text; none are the end of the file. CorpusError if they are in another encoding."""
+        self.head = self.head or data[:SAMPLE]
+        before = self.decoder.getstate()
+        try:
+            text = self.decoder.decode(data, final=not data)
+        except UnicodeError as error:
+            good = 0
+            if isinstance(error, UnicodeDecodeError):  # of what was left before, and of `data` to its end
+                good = len(data) - len(error.object) + error.start
+            self.decoder.setstate(before)
+            line = self.line
+            with contextlib.suppress(UnicodeError):  # of UTF-16 without a mark nothing is good
+                line += self.decoder.decode(data[: max(good, 0)]).count("\n")
+            where = f"byte {self.byte + good}, in line {line}"
+            raise CorpusError(f"{self.path} is not {self.encoding}: {where}; {self.advice(data, good)}") from None
+        nul, half = 10 * text.count("\0") > len(text), SURROGATE.search(text)  # a few NULs may stray into any text
+        if nul or half:
+            what, advice = "NULs" if nul else "halves of characters", self.advice(data, 0)
+            raise CorpusError(f"{self.path} is not text in {self.encoding}: it has {what}; {advice}")
+        if text and not self.begun:
+            text, self.begun = text.removeprefix(BOM), True
+        self.byte += len(data)
+        self.line += text.count("\n")
+        return text
+
+    def advice(self, data: bytes, at: int) -> str:
+        """What the file looks like, by its beginning and what is around this place in `data`, and what to do."""
+        for mark, what in PACKED.items():
+            if self.head.startswith(mark):
+                return f"it looks like {what}"
+        marked = [name for mark, name in MARKED.items() if self.head.startswith(mark)][:1]
+        sample = data[max(0, at - SAMPLE // 2) :][:SAMPLE]
+        names = _others(marked, self.encoding) or _guesses(sample, self.encoding)
+        if not names:
+            return "no other encoding fits: the file may be damaged there"
+        sure = bool(marked) or len(sample) - len(sample.translate(None, BEYOND_ASCII)) >= ENOUGH
+        return f"it {'looks like' if sure else 'may be'} {' or '.join(names)}: try --encoding {names[0]}"
 
 
-def _place(path: Path, encoding: str | None, byte: int) -> str:
-    decoder, line, left = codecs.getincrementaldecoder(encoding or UTF8)("ignore"), 1, byte
-    with path.open("rb") as file:
-        while left > 0 and (data := file.read(min(left, CHUNK))):
-            try:
-                line += decoder.decode(data).count("\n")
-            except UnicodeError:  # UTF-16 without a mark
-                break
-            left -= len(data)
-    return f"byte {byte}, in line {line}"
-
-
-def _guess(path: Path, encoding: str | None, byte: int) -> str:
-    """What the file looks like, by its beginning and the line of this byte, and what to do then."""
-    with path.open("rb") as file:
-        head = sample = file.read(SAMPLE)
-        if byte >= SAMPLE:
-            file.seek(byte - SAMPLE // 2)
-            sample = file.read(SAMPLE)
-            sample = sample.partition(b"\n")[2] or sample  # from the beginning of a character
-    for mark, what in PACKED.items():
-        if head.startswith(mark):
-            return f"it looks like {what}"
-    names = [name for mark, name in MARKED.items() if head.startswith(mark)][:1] or _encodings(sample)
-    names = [name for name in names if codecs.lookup(name).name != codecs.lookup(encoding or UTF8).name]
-    if not names:
-        return "no other encoding fits: the file may be damaged there"
-    return f"it looks like {' or '.join(names)}: try --encoding {names[0]}"
-
-
-def _encodings(sample: bytes) -> list[str]:
-    """The likeliest one, behind Windows-1252 where that may be too: it is much the most frequent of its kind."""
+def _guesses(sample: bytes, encoding: str) -> list[str]:
+    """The likeliest other encodings; Windows-1252 comes first where it fits, being the most common of its kind."""
     from charset_normalizer import from_bytes  # only here: few texts need it
 
+    if 0 not in sample:  # else it may be UTF-16, where lines end otherwise
+        # lines of ASCII alone say nothing, and might outnumber the others
+        sample = b"".join(line for line in sample.splitlines(keepends=True) if not line.isascii())
     as_utf8 = [character for character in sample.decode("utf-8", "replace") if character > "\x7f"]
     if 2 * as_utf8.count("\ufffd") < len(as_utf8):
-        return [UTF8]
+        return _others([UTF8], encoding)
     matches = from_bytes(sample)
     names = ["cp1252"] if any("cp1252" in match.could_be_from_charset for match in matches) else []
     names += [match.encoding.replace("_", "-") for match in matches if match.encoding not in ("ascii", "utf_8")][:1]
-    return list(dict.fromkeys(names))
+    return _others(list(dict.fromkeys(names)), encoding)
+
+
+def _others(names: list[str], encoding: str) -> list[str]:
+    """Those that are not `encoding` by another name."""
+    return [name for name in names if codecs.lookup(name).name != codecs.lookup(encoding).name]

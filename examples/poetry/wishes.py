@@ -131,7 +131,7 @@ def line_index(model: Path, facts: dict[str, Any]) -> LineIndex:
     cli.note(f"--no-copy reads the corpus once, for {path}")
     try:
         if arguments.get("text") is not None:
-            found = corpus.read_text(Path(arguments["text"]), arguments.get("encoding"))
+            found = corpus.read_text(Path(arguments["text"]), arguments.get("encoding") or corpus.UTF8)
         else:
             folder = arguments.get("corpus")
             files = arguments.get("files", 8)

@@ -74,7 +74,7 @@ def check(cupy: Any) -> None:
 def program() -> int:
     """`main` from the command line: its exit code, 2 for what it cannot do; a reader that went away is no error."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # as under pythonw
+        if stream is not None:  # as it is under pythonw; a path may have characters that the console lacks
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         if sys.argv[1:] in (["-h"], ["--help"]):

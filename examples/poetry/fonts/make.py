@@ -28,7 +28,6 @@ from lettering import FAMILY, SHIPPED  # noqa: E402
 from model import load_model  # noqa: E402
 
 TAIWAN = 3  # the font within the collection
-THEIRS = "Noto Serif CJK TC"
 MARKS = [
     *range(0x20, 0x7F),
     *range(0xA1, 0x100),
