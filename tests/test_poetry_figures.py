@@ -128,8 +128,9 @@ def test_columns_run_from_the_right(tmp_path: Path, texts: list[Text]) -> None:
 
 
 def test_no_character_is_lost_on_the_page(tmp_path: Path, texts: list[Text]) -> None:
-    poems = ["月。。山", "日" * 40, "夜。。"]  # a model that has learned little writes such lines
+    poems = ["月。。山", "日" * 40, "夜$。。$"]  # a model that has learned little writes such lines
     figures.draw_poems(tmp_path / "poems.png", poems)
+    assert not any(text.get_parse_math() for text in texts)
     assert "".join(contents(texts)) == "".join(poems)
 
 
@@ -186,6 +187,7 @@ def test_other_scripts_are_written_in_lines_that_break_between_words(tmp_path: P
         "",
     ]
     assert poems[1] in lines and poems[2] in lines
+    assert not any(text.get_parse_math() for text in texts), "dollars are no formulas"
     heights = [text.get_position()[1] for text in texts]
     assert heights == sorted(heights, reverse=True)
     picture = image.imread(tmp_path / "poems.png")
@@ -238,6 +240,7 @@ def test_the_picture_has_a_largest_size_and_says_what_it_left_out(
     tmp_path: Path, texts: list[Text], capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw_thoughts(tmp_path / "p.png", [thought("山")] * 500)
+    assert not any(text.get_parse_math() for text in texts)
     assert max(png_size(tmp_path / "p.png")) < 9000
     assert capsys.readouterr().err == (
         "p.png has no room for the last 20 places; --explain without a file name prints them all\n"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cli
 import explaining
 import pytest
 import wishes
 from copies import FILE, LINE, LineIndex
+from evaluate_verse import mean_log_probability, share
 from explaining import Runner, Thought
 from free_verse import MARKS
 from judging import judge
@@ -249,6 +252,12 @@ def test_the_evaluation_in_small(tmp_path: Path) -> None:
     assert png_size(tmp_path / "verse" / "verse.png")[0] > 800
     again = run_program("evaluate_verse", *arguments)
     assert "writing" in outcome.err and again.err == "", "poems that are there are not written again"
+
+
+def test_poems_of_marks_alone_have_no_figures() -> None:
+    writer: Any = SimpleNamespace(model=verse_model(), vocabulary=VERSES)
+    assert mean_log_probability([""], writer) is mean_log_probability(["。，", ""], writer) is share([]) is None
+    assert (mean_log_probability(["。，", "山"], writer) or 0) < 0 and share([True, False]) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import wishes
 from cli import PRETRAINED
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fontTools.ttLib import TTFont
 from lettering import FAMILY, SHIPPED, Lettering
 from matplotlib import font_manager
 from matplotlib.figure import Figure
@@ -31,10 +32,8 @@ def system(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return paths
 
 
-def made_font(
-    path: Path, family: str, characters: Iterable[str], style: str = "Regular", glyph: str | None = None
-) -> Path:
-    """A font in which every character is the same square, or this `glyph`."""
+def made_font(path: Path, family: str, characters: Iterable[str], style: str = "Regular") -> Path:
+    """A font in which every character is the same square."""
     pen = TTGlyphPen(None)
     for number, point in enumerate([(100, 0), (100, 800), (900, 800), (900, 0)]):
         (pen.lineTo if number else pen.moveTo)(point)
@@ -42,7 +41,7 @@ def made_font(
     font = FontBuilder(1000, isTTF=True)
     names = [".notdef", *(f"u{ord(character):X}" for character in characters)]
     font.setupGlyphOrder(names)
-    font.setupCharacterMap({ord(character): glyph or f"u{ord(character):X}" for character in characters})
+    font.setupCharacterMap({ord(character): f"u{ord(character):X}" for character in characters})
     font.setupGlyf(dict.fromkeys(names, pen.glyph()))
     font.setupHorizontalMetrics(dict.fromkeys(names, (1000, 100)))
     font.setupHorizontalHeader(ascent=800, descent=-200)
@@ -110,9 +109,15 @@ def test_a_face_that_another_of_its_family_hides_is_not_counted_on(system: list[
     draw(found, f"月{RARE}{RARER}")
 
 
-def test_a_font_that_lists_more_than_it_has_is_passed_over(system: list[Path], tmp_path: Path) -> None:
-    system.append(made_font(tmp_path / "empty.ttf", "Empty", RARE, glyph=".notdef"))
-    system.append(made_font(tmp_path / "LastResort.otf", "Boxes", RARE))  # what macOS calls a font of boxes alone
+def test_a_font_that_lists_more_than_it_draws_is_passed_over(system: list[Path], tmp_path: Path) -> None:
+    damaged = made_font(tmp_path / "damaged.ttf", "Damaged", RARE)
+    place = TTFont(damaged).reader.tables["glyf"]  # type: ignore[union-attr]
+    content = bytearray(damaged.read_bytes())
+    content[place.offset : place.offset + place.length] = b"\xff" * place.length
+    damaged.write_bytes(content)
+    assert RARE in lettering._characters(str(damaged))
+    boxes = made_font(tmp_path / "LastResort.otf", "Boxes", RARE)  # what macOS calls a font of boxes alone
+    system += [damaged, boxes]
     assert Lettering(RARE).lost == RARE
 
 

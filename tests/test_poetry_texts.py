@@ -11,6 +11,7 @@ from pathlib import Path
 import download
 import pytest
 import texts
+from copies import FILE, LineIndex
 from download import CorpusError
 from poetry_helpers import SMALL, jsonl, never, pseudo_poems, refused, results, run_program, tree
 from texts import UTF8, text_lines
@@ -154,12 +155,13 @@ def test_a_run_and_its_resumption_read_the_encoding_and_copies_are_known(here: P
     assert results("one")[0] == results("other")[0] and one.out == other.out
     again = run_program("train", "--resume", "--out", "other")
     assert again.code == 0 and "goes on from step" in again.err
-    moved = run_program("train", "--resume", "--out", "other", "--text", "utf-8.txt", "--encoding", "utf-8")
-    assert moved.code == 0, moved.err
     (here / "other" / "lines.npy").unlink()
     model = here / "other" / "model.safetensors"
     outcome = run_program("generate", "--model", model, "--no-copy", "--seed", 1)
     assert outcome.code == 0 and "reads the corpus once" in outcome.err
+    assert LineIndex.load(here / "other" / FILE).entries.tolist() == LineIndex.build(poems).entries.tolist()
+    moved = run_program("train", "--resume", "--out", "other", "--text", "utf-8.txt", "--encoding", "utf-8")
+    assert moved.code == 0, moved.err
 
 
 def test_prepare_reads_the_encoding(here: Path) -> None:
