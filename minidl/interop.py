@@ -263,7 +263,8 @@ def _is_lstm(arrays: Arrays, weight_hh: str) -> bool:
 
 def _tell_passed(names: list[str], arrays: Arrays) -> None:
     if names:
-        shown = ", ".join(f"{_shown(name)} {arrays[name].shape}" for name in names)
+        shown = ", ".join(f"{_shown(name)} {arrays[name].shape}" for name in names[:10])
+        shown += f" and {len(names) - 10} more" if len(names) > 10 else ""
         message = f"not part of an LSTM, so passed through unchanged: {shown}"
         warnings.warn(message, UserWarning, stacklevel=4)  # the caller of to_torch or its like
 

@@ -79,10 +79,11 @@ def _summary(layer: Layer) -> str:
 
 def _walk(value: object, name: str, seen: set[int]) -> Iterator[tuple[str, Layer | Parameter]]:
     """Every Layer and Parameter in `value`, each once, under the name of the first way to it."""
-    if isinstance(value, (Layer, Parameter)):
+    if isinstance(value, (Layer, Parameter, dict, list, tuple)):  # the last three may hold themselves
         if id(value) in seen:
             return
         seen.add(id(value))
+    if isinstance(value, (Layer, Parameter)):
         yield name, value
     children: Any = ()
     if isinstance(value, Layer):

@@ -47,7 +47,7 @@ class Optimizer:
             backend.watch(self)
 
     def __repr__(self) -> str:
-        return describe(self, self.params, steps=self.steps)
+        return describe(self, vars(self).get("params", ()), steps=vars(self).get("steps"))
 
     def zero_grad(self) -> None:
         """Set all gradients to zero."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -72,11 +73,11 @@ def describe(owner: object, params: Sequence[Parameter] = (), **more: object) ->
     import inspect  # only here: it is slow to import
 
     arguments = inspect.signature(type(owner).__init__).parameters
-    facts = {name: getattr(owner, name, None) for name in arguments} | more
-    words = [f"{name}={value!r}" for name, value in facts.items() if _is_plain(value)]
+    facts = {name: vars(owner).get(name) for name in arguments} | more  # no property, which may not be ready
+    words = [f"{name}={reprlib.repr(value)}" for name, value in facts.items() if _is_plain(value)]
     if params:
-        data = params[0].data
-        words += [f"dtype={data.dtype}", f"backend={backend.of(data).__name__}"]
+        dtypes = dict.fromkeys(str(parameter.data.dtype) for parameter in params)
+        words += [f"dtype={'/'.join(dtypes)}", f"backend={backend.of(params[0].data).__name__}"]
         words.append(f"weights={sum(parameter.data.size for parameter in params):,}")
     return f"{type(owner).__name__}({', '.join(words)})"
 

@@ -28,7 +28,7 @@ class Schedule:
         optimizer.lr = self.rate(0)
 
     def __repr__(self) -> str:
-        return describe(self, steps=self.steps)
+        return describe(self, steps=vars(self).get("steps"))
 
     def rate(self, step: int) -> float:
         raise NotImplementedError(f"{type(self).__name__}.rate")

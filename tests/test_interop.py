@@ -232,6 +232,12 @@ def test_what_is_of_no_lstm_is_passed_through_and_named(stacked: bool) -> None:
     assert "lstms" not in message and "bias" not in message
 
 
+def test_the_names_that_were_passed_through_are_a_few() -> None:
+    with pytest.warns(UserWarning, match=r"and 30 more$") as told:
+        written({f"{number}.weight_hh": WIDE for number in range(40)})
+    assert len(str(told[0].message)) < 500
+
+
 def test_what_was_passed_through_comes_back(tmp_path: Path) -> None:
     gru = {name: array for name, array in gru_arrays("gru.").items() if not name.endswith("_l0")}
     ours = {**gru, **lstm_arrays("lstm.")}

@@ -220,3 +220,26 @@ def test_a_layer_prints_no_arrays_that_it_was_made_with() -> None:
 
     assert repr(Scale(np.ones(5), (np.ones(5), 1))) == "Scale(mode='plain')"
     assert repr(Scale(2.5, (1, 2))) == "Scale(start=2.5, pair=(1, 2), mode='plain')"
+
+
+def test_printing_never_fails() -> None:
+    class Odd(minidl.Layer):
+        def __init__(self, size: int, many: Any, *rest: Any, **options: Any) -> None:
+            self.many = many
+            self.around: list[Any] = []
+            self.around.append(self.around)
+            self.inner = minidl.Linear(2, 2, dtype="float64")
+            self.other = minidl.Linear(2, 2)
+
+        @property
+        def size(self) -> int:
+            raise RuntimeError("not built yet")
+
+    first, *_ = repr(Odd(3, tuple(range(100_000)))).splitlines()
+    assert first == "Odd(many=(0, 1, 2, 3, 4, 5, ...), dtype=float64/float32, backend=numpy, weights=12)"
+    assert len(Odd(3, 0).parameters()) == 4
+
+
+def test_an_optimizer_and_a_schedule_print_before_they_are_made() -> None:
+    assert repr(minidl.SGD.__new__(minidl.SGD)) == "SGD()"
+    assert repr(minidl.OneCycle.__new__(minidl.OneCycle)) == "OneCycle()"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -207,11 +208,26 @@ def test_what_no_font_has_is_drawn_as_a_mark_and_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[Text], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fonts(monkeypatch, tmp_path / "missing.ttf")
-    poems = ["月日\U0001f600山\t", "夜\U0010fffd\U0001f600。"]
+    poems = ["月日\U0001fab7山\t", "夜\U0010fffd\U0001fab7。"]
     figures.draw_poems(tmp_path / "poems.png", poems)  # a missing glyph is a warning, and warnings are errors
     png_size(tmp_path / "poems.png")
-    assert contents(texts) == ["月日〓山 ", "", "夜 〓。"]
-    assert capsys.readouterr().err == "poems.png: no font has \U0001f600; drawn as 〓\n"
+    assert contents(texts) == ["月日〓山 ", "", "夜〓〓。"]
+    assert capsys.readouterr().err == "poems.png: no font has \U0001fab7\U0010fffd; drawn as 〓\n"
+
+
+def test_the_characters_that_are_named_are_a_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fonts(monkeypatch)
+    figures.draw_poems(tmp_path / "poems.png", ["".join(map(chr, range(0x2A700, 0x2A700 + 1020)))])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r" and (999|1,000) more; ", line) and len(line) < 100
+
+
+def test_accents_stay_with_their_letters(tmp_path: Path, texts: list[Text]) -> None:
+    poem = "か\u3099き\u3099春x\u0323\u0302月"  # as macOS writes them, and one that has no single form
+    figures.draw_poems(tmp_path / "poems.png", [poem])
+    assert [text.get_text() for text in texts] == ["が\nぎ\n春\nx\u0323\u0302\n月"]
 
 
 def test_no_poems_at_all_are_no_error(tmp_path: Path) -> None:
@@ -248,6 +264,12 @@ def test_the_picture_has_a_largest_size_and_says_what_it_left_out(
     assert contents(texts).count("山") == 480
 
 
+def test_the_legend_fits_into_the_narrowest_picture(tmp_path: Path, texts: list[Text]) -> None:
+    draw_thoughts(tmp_path / "p.png", [thought("山")])
+    legend = next(text for text in texts if text.get_text().startswith("bar:"))
+    assert legend.get_window_extent().x1 < legend.figure.get_window_extent().x1  # type: ignore[union-attr]
+
+
 def test_names_and_probabilities_do_not_touch(tmp_path: Path, texts: list[Text]) -> None:
     names = ("(unknown)", "(end)", "W", "山", "(begin)")
     draw_thoughts(tmp_path / "p.png", [thought(name, *names) for name in names])
@@ -262,5 +284,5 @@ def test_what_no_font_has_among_the_thoughts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[Text], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fonts(monkeypatch)
-    draw_thoughts(tmp_path / "p.png", [thought("山", "\U0001f600")])
-    assert "〓" in contents(texts) and capsys.readouterr().err == "p.png: no font has \U0001f600; drawn as 〓\n"
+    draw_thoughts(tmp_path / "p.png", [thought("山", "\U0001fab7")])
+    assert "〓" in contents(texts) and capsys.readouterr().err == "p.png: no font has \U0001fab7; drawn as 〓\n"

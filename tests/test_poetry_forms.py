@@ -21,6 +21,7 @@ from model import save_model
 from poetry_helpers import Outcome, png_size, refused, run_program, write_corpus
 from prosody import FORMS
 from verse_helpers import EAST, VERSES, verse_model
+from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
 
 MADE_UP = ["夜月山花落，秋風白日紅。", "白日看人坐，空山夜雨中。"]
 
@@ -158,6 +159,8 @@ def test_no_copy_without_the_corpus_or_with_a_damaged_index(tmp_path: Path) -> N
         (("--form", "五絕", "--keyword", "龘"), ["--keyword", "龘"]),
         (("--form", "五絕", "--keyword", ""), ["--keyword", "one word, got none"]),
         (("--keyword", "秋 山"), ["--keyword", "one word, got 秋 and 山"]),
+        (("--keyword", "，秋"), ["--keyword", "without punctuation", "，秋"]),
+        (("--keyword", "秋."), ["--keyword", "without punctuation", "秋。"]),
         (("--form", "五絕", "--keyword", "山山山山山山"), ["--keyword", "1 to 5"]),
         (("--keyword", "山山山山山山", "--max-length", 3), ["--keyword", "--max-length"]),
         (("--form", "五絕", "--max-length", 20), ["--max-length", "五絕"]),
@@ -252,6 +255,30 @@ def test_the_evaluation_in_small(tmp_path: Path) -> None:
     assert png_size(tmp_path / "verse" / "verse.png")[0] > 800
     again = run_program("evaluate_verse", *arguments)
     assert "writing" in outcome.err and again.err == "", "poems that are there are not written again"
+
+
+def test_a_model_that_knows_nothing_but_marks_is_told_of() -> None:
+    marks = Vocabulary([BEGIN, END, UNKNOWN, *"，。"])
+    save_model("marks.safetensors", verse_model(marks), marks, max_length=9)
+    refused(run_program("generate", "--model", "marks.safetensors"), "nothing can be written", "only marks")
+
+
+def test_an_evaluation_of_a_model_that_knows_no_marks_is_told_in_one_line(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", MADE_UP * 8)
+    letters = Vocabulary([BEGIN, END, UNKNOWN, *"abc"])
+    save_model("letters.safetensors", verse_model(letters), letters, max_length=9)
+    LineIndex.build(MADE_UP).save(tmp_path / FILE)
+    outcome = run_program(
+        *("evaluate_verse", "--model", "letters.safetensors", "--corpus", "corpus", "--files", 8, "--count", 2)
+    )
+    assert outcome.code == 2 and "Traceback" not in outcome.err and "needs the mark" in outcome.err.splitlines()[-1]
+
+
+def test_the_first_place_of_a_model_without_marks_is_not_the_end() -> None:
+    letters = Vocabulary([BEGIN, END, UNKNOWN, *"abc"])
+    save_model("letters.safetensors", verse_model(letters), letters, max_length=9)
+    outcome = run_program("generate", "--model", "letters.safetensors", "--explain", "--seed", 1)
+    assert "not the end" in outcome.out.splitlines()[2] and "no mark" not in outcome.out
 
 
 def test_poems_of_marks_alone_have_no_figures() -> None:

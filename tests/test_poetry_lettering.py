@@ -109,6 +109,13 @@ def test_a_face_that_another_of_its_family_hides_is_not_counted_on(system: list[
     draw(found, f"月{RARE}{RARER}")
 
 
+def test_a_copy_of_a_font_that_is_found_first_is_as_good(system: list[Path], tmp_path: Path) -> None:
+    first, second = (made_font(tmp_path / f"{name}.ttf", "Copied", RARE) for name in "ab")
+    font_manager.fontManager.addfont(first)
+    system.append(second)
+    assert Lettering(RARE).lost == ""
+
+
 def test_a_font_that_lists_more_than_it_draws_is_passed_over(system: list[Path], tmp_path: Path) -> None:
     damaged = made_font(tmp_path / "damaged.ttf", "Damaged", RARE)
     place = TTFont(damaged).reader.tables["glyf"]  # type: ignore[union-attr]
@@ -139,7 +146,7 @@ def test_no_font_is_opened_once_nothing_is_lacking(
 
 def test_the_system_is_asked_only_where_something_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(font_manager, "findSystemFonts", never("the fonts of the system"))
-    assert Lettering("月 abc łé\t").lost == ""
+    assert Lettering("月 abc łé\t סלם سلام ❤").lost == ""
 
 
 @pytest.mark.parametrize(
@@ -152,4 +159,12 @@ def test_what_may_run_from_the_top_down(text: str, chinese: bool) -> None:
 
 
 def test_what_has_no_form_is_blank() -> None:
-    assert Lettering("月\t\x00").shown("月\t\x00\u200d夜") == "月   夜"
+    text = "月\t\x00\u200d\u3000\u2028夜"
+    assert Lettering(text).shown(text) == "月     夜" and Lettering(text).lost == ""
+
+
+def test_what_is_newer_than_python_or_of_ones_own_is_looked_for(system: list[Path], tmp_path: Path) -> None:
+    unknown = "\ue000\U0001fa7f"  # private, and unassigned
+    assert Lettering(unknown).lost == unknown and Lettering(unknown).shown(unknown) == "〓〓"
+    system.append(made_font(tmp_path / "own.ttf", "Own", unknown))
+    assert Lettering(unknown).lost == ""

@@ -174,7 +174,7 @@ def test_out_is_never_written_over(text: Path, here: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ("too few poems: 0 / 0 / 0",)),
+        (b"", ("text is empty",)),
         (b"\n \n", ("too few",)),
         ("甲\n".encode(), ("too few",)),
         ("甲\n乙".encode()[:-1], ("text", "not UTF-8", "line 2")),

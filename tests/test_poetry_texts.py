@@ -20,6 +20,7 @@ TANG = "\n".join(f"第{n}首：白日依山盡，黃河入海流。欲窮千里�
 SIMPLIFIED = (
     "\n".join(f"第{n}首：白日依山尽，黄河入海流。欲穷千里目，更上一层楼。" for n in "一二三四五六七八九") + "\n"
 )
+JAPANESE = "祇園精舎の鐘の声、諸行無常の響きあり。\n沙羅双樹の花の色、盛者必衰の理をあらはす。\n" * 5
 FRENCH = "Les sanglots longs des violons de l’automne blessent mon cœur d’une langueur monotone, à l’été.\n" * 9
 ENGLISH = "The quick brown fox jumps over the lazy dog, again and again.\n" * 9
 
@@ -124,6 +125,41 @@ def test_the_place_is_right_however_the_text_is_cut(chunk: int, monkeypatch: pyt
     assert f"byte {len(content)}, in line 4" in told(content + b"\x00\xdc", "utf-16-le")
 
 
+LEGACY = [("gbk", SIMPLIFIED), ("big5", TANG), ("shift_jis", JAPANESE), ("euc_jp", JAPANESE)]
+
+
+@pytest.mark.parametrize(("encoding", "text"), LEGACY)
+@pytest.mark.parametrize("prefix", [b"", b"\n", b"x\n", (ENGLISH * 40).encode(), (ENGLISH * 40).encode() + b"\n"])
+def test_a_long_text_is_known_wherever_the_sample_is_cut(encoding: str, text: str, prefix: bytes) -> None:
+    long = text * (80_000 // len(text))
+    for content in (prefix + long.encode(encoding), prefix + long.replace("\n", "").encode(encoding)):
+        name = told(content).rpartition(" ")[2]
+        assert content.decode(name) == content.decode(encoding), name
+
+
+@pytest.mark.parametrize(("encoding", "text"), LEGACY)
+def test_a_damaged_text_in_another_encoding_is_known_too(encoding: str, text: str) -> None:
+    content = bytearray((text * 20).encode(encoding))
+    for damaged in (content[:-2], content[: len(content) // 2] + b"\xff" + content[len(content) // 2 :]):
+        message = told(bytes(damaged))
+        name = message.rpartition(" ")[2]
+        assert bytes(content).decode(name) == bytes(content).decode(encoding), message
+        if name != "cp932":  # which takes any byte for something
+            assert "damaged there" in told(bytes(damaged), name)
+
+
+def test_ascii_by_a_wrong_name_is_no_damage() -> None:
+    assert told(ENGLISH.encode() + b"x", "utf-16").endswith("it may be UTF-8: try --encoding UTF-8")
+    assert "cp1252" in told(b"".join([ENGLISH.encode(), b"it\x92s fine\n"]))
+
+
+def test_lines_may_end_as_on_an_old_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "CHUNK", 16)
+    monkeypatch.setattr(texts, "LONGEST_LINE", 100)
+    assert [line for line in lines_of(TANG.replace("\n", "\r").encode()) if line] == TANG.splitlines()
+    assert [line for line in lines_of(TANG.replace("\n", "\r\n").encode()) if line] == TANG.splitlines()
+
+
 def test_a_stray_nul_is_no_reason_to_refuse_a_text() -> None:
     assert lines_of((ENGLISH + "a\0b\n").encode())[9] == "a\0b"
 
@@ -202,3 +238,8 @@ def test_a_text_without_short_pieces_ends_well(here: Path, text: str, prepared: 
     assert {"curves.png", "poems.png", "poems.txt"} <= set(tree(here / "a"))
     again = run_program("train", "--resume", "--out", "a")
     assert again.code == 0, again.err
+    if not prepared:
+        written = Path("a", FILE).read_bytes()
+        Path("a", FILE).unlink()
+        assert run_program("generate", "--model", "a/model.safetensors", "--no-copy", "--seed", 1).code == 0
+        assert Path("a", FILE).read_bytes() == written, "of the pieces that were learned"

@@ -641,3 +641,13 @@ def test_pieces_of_a_long_line_count_once(here: Path) -> None:
     (here / "same.txt").write_text("月" * 100_000, encoding="utf-8")
     outcome = run_program("train", "--text", "same.txt", "--out", "a")
     assert outcome.code == 2 and "too few different poems: 1 / 0 / 0" in outcome.err
+
+
+def test_the_pictures_are_there_though_nobody_reads_the_poems(corpus_folder: Path, here: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, PROGRAMS / "train.py", "--corpus", corpus_folder, *SMALL, "--epochs", "1", "--out", "a"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=120, check=False)
+    os.close(write)
+    assert done.returncode == 0, done
+    assert tree(here / "a") == FILES

@@ -24,6 +24,7 @@ from copies import LINE, LineIndex
 from free_verse import MARKS
 from judging import Verdict, judge
 from model import load_model
+from plans import Impossible
 from poets import Free, Poet, Regulated
 from prosody import FORMS, Form
 from scoring import log_probabilities
@@ -265,4 +266,4 @@ def percent(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, corpus.CorpusError)
+    cli.run(main, corpus.CorpusError, Impossible)

@@ -14,7 +14,7 @@ from vocabulary import BEGIN, END, Vocabulary
 import minidl
 
 RUNNERS = 5
-NAMES = {END: "(end)", BEGIN: "(begin)", "<unknown>": "(unknown)", "<pad>": "(pad)", " ": "(space)"}
+NAMES = {END: "(end)", BEGIN: "(begin)", "<unknown>": "(unknown)", "<pad>": "(pad)"}
 
 
 class Runner(NamedTuple):
@@ -68,12 +68,16 @@ def _thought(vocabulary: Vocabulary, logits: np.ndarray, token: int, allowed: np
 
 
 def _name(vocabulary: Vocabulary, token: int) -> str:
-    return NAMES.get(vocabulary.tokens[token], vocabulary.tokens[token])
+    return _named(vocabulary.tokens[token])
+
+
+def _named(token: str) -> str:
+    return "(space)" if token.isspace() else NAMES.get(token, token)
 
 
 def converted(found: Sequence[Thought], poem: str, convert: Callable[[str], str]) -> list[Thought]:
     """The thoughts in another script, in which the whole poem is `poem`: there a character may depend on others."""
-    names = [NAMES.get(character, character) for character in poem] + [thought.character for thought in found[-1:]]
+    names = [*map(_named, poem), *(thought.character for thought in found[-1:])]
     return [
         thought._replace(
             character=name,

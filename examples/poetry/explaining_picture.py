@@ -36,7 +36,7 @@ def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
         rest = sum(map(len, lines[MOST:]))
         note(f"{path.name} has no room for the last {rest:,} places; --explain without a file name prints them all")
         lines = lines[:MOST]
-    width, height = max(map(len, lines)) * CELL + 0.5, len(lines) * LINE + 0.5
+    width, height = max(6, max(map(len, lines)) * CELL + 0.5), len(lines) * LINE + 0.5  # the legend needs the 6
     figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))

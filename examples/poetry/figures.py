@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import combining, normalize
 
 import matplotlib
 from cli import note
@@ -100,6 +101,7 @@ def draw_poems(path: Path, poems: Sequence[str]) -> None:
 
     What no font has, and what exceeds the largest page, is noted in a line.
     """
+    poems = [normalize("NFC", poem) for poem in poems]  # macOS takes accents and voicing marks apart
     lettering = Lettering("".join(poems))
     lettering.tell(path.name)
     figure, left_out = (_page_of_columns if is_chinese("".join(poems)) else _page_of_lines)(poems, lettering)
@@ -120,9 +122,20 @@ def _page_of_columns(poems: Sequence[str], lettering: Lettering) -> tuple[Figure
         y = 1 - (sum(heights[:number]) + 0.35) / height
         for place, column in enumerate(band):
             x = 1 - (0.6 + 0.4 * place) / width
-            text = "\n".join(lettering.shown(column))
+            text = "\n".join(_clusters(lettering.shown(column)))
             figure.text(x, y, text, ha="center", va="top", font=lettering.font(17), linespacing=1.15, parse_math=False)
     return figure, sum(map(len, columns[len(drawn) :]))
+
+
+def _clusters(text: str) -> list[str]:
+    """The characters, each with what combines with it."""
+    found: list[str] = []
+    for character in text:
+        if found and combining(character):
+            found[-1] += character
+        else:
+            found.append(character)
+    return found
 
 
 def _page_of_lines(poems: Sequence[str], lettering: Lettering) -> tuple[Figure, int]:

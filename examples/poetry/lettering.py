@@ -7,7 +7,6 @@ has most alphabets; installed fonts are searched for the rest.
 from __future__ import annotations
 
 import functools
-import os
 import unicodedata
 import warnings
 from pathlib import Path
@@ -18,7 +17,9 @@ from matplotlib.font_manager import FontProperties
 
 SHIPPED = Path(__file__).parent / "fonts" / "NotoSerifCJKtc-subset.otf"
 FAMILY = "Noto Serif CJK TC Subset"  # no installed font is called so
-LATIN = "DejaVu Serif"  # comes with matplotlib
+OTHERS = ["DejaVu Serif", "DejaVu Sans"]  # come with matplotlib
+BLANK = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # categories of what has no form
+MOST = 20  # lost characters that are named
 GETA = "〓"  # what Chinese and Japanese printers put where they have no type
 
 
@@ -26,13 +27,13 @@ class Lettering:
     """How the characters of `text` are drawn; `lost` are those that no font has."""
 
     def __init__(self, text: str) -> None:
-        self.families = [FAMILY, LATIN] if is_chinese(text) else [LATIN, FAMILY]
-        lacking = {character for character in text if character.isprintable()} - _always_there()
+        self.families = [FAMILY, *OTHERS] if is_chinese(text) else [*OTHERS, FAMILY]
+        lacking = {character for character in text if _has_form(character)} - _always_there()
         for path in _installed() if lacking else ():
             if not lacking:
                 break
             drawn = {character for character in lacking & _characters(path) if _draws(path, character)}
-            family = _family(path) if drawn else None
+            family = _family(path, drawn) if drawn else None
             if family is not None:
                 self.families.append(family)
                 lacking -= drawn
@@ -41,11 +42,12 @@ class Lettering:
     def tell(self, name: str) -> None:
         """Note in a line what the picture of this name lacks."""
         if self.lost:
-            note(f"{name}: no font has {self.lost}; drawn as {GETA}")
+            more = f" and {len(self.lost) - MOST:,} more" if len(self.lost) > MOST else ""
+            note(f"{name}: no font has {self.lost[:MOST]}{more}; drawn as {GETA}")
 
     def shown(self, text: str) -> str:
         """`text` with 〓 for what no font has, and blanks for what has no form."""
-        return "".join(GETA if c in self.lost else c if c.isprintable() else " " for c in text)
+        return "".join(GETA if c in self.lost else c if _has_form(c) else " " for c in text)
 
     def font(self, size: float) -> FontProperties:
         return FontProperties(family=self.families, size=size)
@@ -57,10 +59,14 @@ def is_chinese(text: str) -> bool:
     return 2 * sum(unicodedata.east_asian_width(character) in "WF" for character in letters) >= len(letters)
 
 
+def _has_form(character: str) -> bool:
+    return unicodedata.category(character) not in BLANK
+
+
 @functools.cache
 def _always_there() -> set[str]:
     font_manager.fontManager.addfont(SHIPPED)
-    return _characters(str(SHIPPED)) | _characters(font_manager.findfont(LATIN))
+    return _characters(str(SHIPPED)).union(*(_characters(font_manager.findfont(family)) for family in OTHERS))
 
 
 def _installed() -> list[str]:
@@ -89,9 +95,9 @@ def _draws(path: str, character: str) -> bool:
     return True
 
 
-def _family(path: str) -> str | None:
-    """The name by which matplotlib finds this very file; None where it takes another, of the same family."""
+def _family(path: str, drawn: set[str]) -> str | None:
+    """The name by which matplotlib finds this file, or another of its family that has all of `drawn` as well."""
     font_manager.fontManager.addfont(path)
     family = FontProperties(fname=path).get_name()
     found = font_manager.findfont(FontProperties(family=[family]), fallback_to_default=False)
-    return family if os.path.samefile(found, path) else None
+    return family if drawn <= _characters(found) else None

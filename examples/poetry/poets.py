@@ -12,7 +12,7 @@ import verse
 import wishes
 from composing import CANDIDATES, FAR, KEYWORD_CANDIDATES, Choice, Poem, compose
 from copies import LineIndex
-from free_verse import FreeVerse, no_mark_after
+from free_verse import MARKS, FreeVerse, no_mark_after
 from model import PoemModel
 from plans import Impossible, plan
 from readings import sounds
@@ -124,6 +124,8 @@ class Free:
         self.args, self.model, self.vocabulary, self.index = args, model, vocabulary, index
         self.forbidden = index if args.no_copy else None
         wishes.check_start(args.start, self.forbidden)
+        if any(character in MARKS for character in args.keyword):
+            raise Impossible(f"--keyword must be a word without punctuation, got {args.keyword}")
         self.longest = max(args.max_length, len(args.start))
         last = self.longest - len(args.keyword)
         if args.keyword not in args.start and last < len(args.start):
@@ -174,6 +176,10 @@ class Free:
             rows = [row for row in range(start, start + each) if self.args.keyword in texts[row]]
             if not rows:
                 raise Impossible(f"--keyword {self.args.keyword} finds no place: each line with it would be forbidden")
+            rows = [row for row in rows if texts[row]]
+            if not rows:
+                why = "every line would be a copy (--no-copy)" if self.args.no_copy else "the model knows only marks"
+                raise Impossible(f"nothing can be written: {why}")
             best = max(rows, key=scores.__getitem__)
             kept.append(Poem(texts[best], scores[best], spots[best] if spots else -1))
         return kept
@@ -204,7 +210,9 @@ class FreeReferee:
         if allowed.sum() == 1:
             return allowed, "asked for"
         text = self.vocabulary.decode(self.read_so_far)
-        return allowed, "no mark" if no_mark_after(text) else ""
+        if not text and not self.rules.marks.any():
+            return allowed, "not the end"
+        return allowed, "no mark" if no_mark_after(text) and self.rules.marks.any() else ""
 
     def read(self, token: int) -> None:
         self.read_so_far.append(token)

@@ -127,6 +127,8 @@ def of_text(path: Path, encoding: str) -> Source:
         raise corpus.CorpusError(f"cannot read {path}: {error.strerror or error}") from None
     if not stat.S_ISREG(status.st_mode):
         raise corpus.CorpusError(f"cannot read {path} twice: it is no regular file")
+    if status.st_size == 0:
+        raise corpus.CorpusError(f"{path} is empty")
     return Source(poems, status.st_size, "B")
 
 

@@ -15,7 +15,7 @@ UTF8 = "UTF-8"
 MAX_PIECE = 200  # longer lines of a text are cut, since a batch takes as many steps as its longest
 CHUNK = 4 << 20  # bytes that are read at a time
 LONGEST_LINE = 16 << 20  # characters
-SAMPLE = 1 << 15  # bytes that are looked at to say what a file may be
+SAMPLE = 1 << 14  # bytes that are looked at to say what a file may be
 ENOUGH = 50  # of them beyond ASCII to be fairly sure
 BOM = "\ufeff"
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which some encodings let through
@@ -25,7 +25,6 @@ MARKED = {  # what a text may begin with; UTF-32's little-endian mark begins wit
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-BEYOND_ASCII = bytes(range(0x80, 0x100))
 PACKED = {
     b"\x1f\x8b": "gzip: unpack it first",
     b"BZh": "bzip2: unpack it first",
@@ -62,7 +61,8 @@ def text_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[list[str], in
     try:
         with path.open("rb") as file:
             while data := file.read(CHUNK):
-                whole, end, rest = (rest + reader.decoded(data)).rpartition("\n")
+                text = rest + reader.decoded(data)
+                whole, end, rest = text.rpartition("\n" if "\n" in text else "\r")  # the latter: of an old Mac
                 line += whole.count("\n") + len(end)
                 if len(rest) > LONGEST_LINE:
                     raise CorpusError(
@@ -93,7 +93,7 @@ class Reader:
         except LookupError:  # the run that is resumed was made elsewhere
             raise CorpusError(f"{path}: this Python knows no encoding {encoding}") from None
         self.byte, self.line, self.begun = 0, 1, False  # where the bytes to come begin, and whether any text has come
-        self.head = b""
+        self.head = self.latest = b""
 
     def decoded(self, data: bytes) -> str:
         """The next bytes as text; none are the end of the file. CorpusError if they are in another encoding."""
@@ -117,6 +117,7 @@ class Reader:
             raise CorpusError(f"{self.path} is not text in {self.encoding}: it has {what}; {advice}")
         if text and not self.begun:
             text, self.begun = text.removeprefix(BOM), True
+        self.latest = data[-SAMPLE:]
         self.byte += len(data)
         self.line += text.count("\n")
         return text
@@ -127,28 +128,56 @@ class Reader:
             if self.head.startswith(mark):
                 return f"it looks like {what}"
         marked = [name for mark, name in MARKED.items() if self.head.startswith(mark)][:1]
-        sample = data[max(0, at - SAMPLE // 2) :][:SAMPLE]
-        names = _others(marked, self.encoding) or _guesses(sample, self.encoding)
+        if not data:  # the end of the file breaks off
+            data, at = self.latest, len(self.latest)
+        start = max(0, at - SAMPLE // 2) // 4 * 4  # characters of UTF-16 and UTF-32 stay whole
+        sample = data[start : start + SAMPLE]
+        names = _others(marked or _guesses(sample, whole=start == self.byte == 0), self.encoding)
         if not names:
             return "no other encoding fits: the file may be damaged there"
-        sure = bool(marked) or len(sample) - len(sample.translate(None, BEYOND_ASCII)) >= ENOUGH
+        sure = bool(marked) or _beyond_ascii(sample) >= ENOUGH
         return f"it {'looks like' if sure else 'may be'} {' or '.join(names)}: try --encoding {names[0]}"
 
 
-def _guesses(sample: bytes, encoding: str) -> list[str]:
-    """The likeliest other encodings; Windows-1252 comes first where it fits, being the most common of its kind."""
+def _guesses(sample: bytes, whole: bool) -> list[str]:
+    """The likeliest encodings of some bytes, which begin with a character if `whole`.
+
+    Windows-1252 comes first where it fits, being the most common of its kind, and where little is not ASCII.
+    """
+    if 0 in sample:  # UTF-16 or UTF-32, whose lines cannot be told yet
+        return _detected(sample)
+    if sample.isascii():
+        return [UTF8]
+    every = sample.splitlines(keepends=True)
+    # Lines that are cut would fit nothing; those of ASCII alone say nothing, and might outnumber the others.
+    lines = [line for line in every[0 if whole else 1 : -1] if not line.isascii()]
+    lines = lines or [line for line in every if not line.isascii()]
+    text = b"".join(lines)
+    as_utf8 = [character for character in text.decode("utf-8", "replace") if character > "\x7f"]
+    if 2 * as_utf8.count("\ufffd") < len(as_utf8):
+        return [UTF8]
+    half = len(lines) // 2
+    parts = [text, b"".join(lines[:half]), b"".join(lines[half:])]  # a byte may be damaged
+    parts += [text[first : len(text) - last] for first in range(4) for last in range(4)]  # or all be one line, cut
+    names = next(filter(None, map(_detected, filter(None, parts))), [])
+    with contextlib.suppress(UnicodeDecodeError):
+        text.decode("cp1252")
+        if "cp1252" in names or 5 * _beyond_ascii(text) < len(text):
+            return list(dict.fromkeys(["cp1252", *names]))
+    return names
+
+
+def _detected(sample: bytes) -> list[str]:
+    """The likeliest one, and Windows-1252 if that is likely too."""
     from charset_normalizer import from_bytes  # only here: few texts need it
 
-    if 0 not in sample:  # else it may be UTF-16, where lines end otherwise
-        # lines of ASCII alone say nothing, and might outnumber the others
-        sample = b"".join(line for line in sample.splitlines(keepends=True) if not line.isascii())
-    as_utf8 = [character for character in sample.decode("utf-8", "replace") if character > "\x7f"]
-    if 2 * as_utf8.count("\ufffd") < len(as_utf8):
-        return _others([UTF8], encoding)
     matches = from_bytes(sample)
-    names = ["cp1252"] if any("cp1252" in match.could_be_from_charset for match in matches) else []
-    names += [match.encoding.replace("_", "-") for match in matches if match.encoding not in ("ascii", "utf_8")][:1]
-    return _others(list(dict.fromkeys(names)), encoding)
+    names = [match.encoding.replace("_", "-") for match in matches if match.encoding not in ("ascii", "utf_8")][:1]
+    return names + ["cp1252"] * any("cp1252" in match.could_be_from_charset for match in matches)
+
+
+def _beyond_ascii(sample: bytes) -> int:
+    return sum(byte > 0x7F for byte in sample)
 
 
 def _others(names: list[str], encoding: str) -> list[str]:

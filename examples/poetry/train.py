@@ -24,7 +24,7 @@ import protocol
 import ranks
 import records
 import resuming
-from free_verse import FreeVerse
+from free_verse import MARKS, FreeVerse
 from held_out import figures_text, short
 from model import PoemModel, load_model
 from ranks import Alone
@@ -182,7 +182,8 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
     figures.draw_curves(args.out / "curves.png", lines, protocol.REPORTED[args.optimizer] if as_it_was else None)
     known = [start for start in STARTS if start in task.vocabulary]
     # A text in another script begins as it likes.
-    free = bool(args.text or args.prepared) and not known and len(task.vocabulary) > len(task.vocabulary.marks)
+    writes = any(len(token) == 1 and token not in MARKS for token in task.vocabulary.tokens)
+    free = bool(args.text or args.prepared) and not known and writes
     starts = [""] * len(STARTS) if free else known
     # The report took the likeliest character at every place.
     rules = None if as_it_was else FreeVerse(task.vocabulary)
@@ -191,8 +192,8 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
     lost = "({}: not in this corpus's vocabulary)"
     text = "\n".join(next(poems) if free or start in known else lost.format(start) for start in STARTS)
     write_text(args.out / "poems.txt", text + "\n")
-    print(text)
     figures.draw_poems(args.out / "poems.png", written)
+    print(text)  # last: nobody may read it
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def line_index(model: Path, facts: dict[str, Any]) -> LineIndex:
             return LineIndex.load(path)
         except ValueError as error:
             raise cli.UsageError(f"--no-copy: {error}; delete it, and it is made again") from None
-    import corpus  # only here: it takes time to load
+    import corpus  # only here: they take time to load
+    import texts
 
     arguments = facts.get("arguments") or {}
     if arguments.get("prepared") is not None:
@@ -131,14 +132,15 @@ def line_index(model: Path, facts: dict[str, Any]) -> LineIndex:
     cli.note(f"--no-copy reads the corpus once, for {path}")
     try:
         if arguments.get("text") is not None:
-            found = corpus.read_text(Path(arguments["text"]), arguments.get("encoding") or corpus.UTF8)
+            encoding = arguments.get("encoding") or texts.UTF8
+            poems = list(texts.pieces(corpus.read_text(Path(arguments["text"]), encoding).poems))
         else:
             folder = arguments.get("corpus")
             files = arguments.get("files", 8)
-            found = corpus.load(None if folder is None else Path(folder), files, max_length=longest)
+            poems = corpus.load(None if folder is None else Path(folder), files, max_length=longest).poems
     except corpus.CorpusError as error:
         raise cli.UsageError(f"--no-copy needs the lines that the model was trained on: {error}") from None
-    index = LineIndex.build(found.poems)
+    index = LineIndex.build(poems)
     try:
         index.save(path)
     except OSError as error:

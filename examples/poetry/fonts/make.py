@@ -5,8 +5,8 @@ python examples/poetry/fonts/make.py noto/usr/share/fonts/opentype/noto/NotoSeri
 
 That is Debian's package; fontTools comes with matplotlib. The font has the characters of the pretrained model, in
 traditional and simplified form, those of pingshui.txt and variants.txt, those that come twice or more in the Tang
-corpus, which is downloaded, and the marks of a keyboard and of Chinese and Japanese text. Hints and layout tables are
-left out. The same input gives the same bytes.
+corpus, which is downloaded, and what a keyboard has, Chinese marks and Japanese kana. Hints and layout tables are left
+out. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MARKS = [
     *range(0x20, 0x7F),
     *range(0xA1, 0x100),
     *range(0x2010, 0x2028),
-    *range(0x3000, 0x3040),
+    *range(0x3000, 0x3100),
     *range(0xFF01, 0xFF5F),
 ]
 NAMES = {
