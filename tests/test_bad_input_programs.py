@@ -450,3 +450,13 @@ def test_the_corpus_is_not_looked_at_before_the_arguments_are_right(monkeypatch:
     monkeypatch.setattr(corpus, "load", never("the corpus"))
     for program in ("evaluate_verse", "shrink"):
         refused(run_program(program, "--nonsense"))
+
+
+def test_the_backends_page_is_written_whatever_the_console_lacks() -> None:
+    command = [sys.executable, "-m", "minidl.backend", "紙"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (
+        2,
+        b"minidl.backend: error: takes no arguments, got '?'" + os.linesep.encode(),
+    )
