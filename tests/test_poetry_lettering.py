@@ -109,6 +109,19 @@ def test_a_face_that_another_of_its_family_hides_is_not_counted_on(system: list[
     draw(found, f"月{RARE}{RARER}")
 
 
+def test_a_plain_face_is_preferred_and_nothing_is_logged(
+    system: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bold = made_font(tmp_path / "A-Bold.ttf", "Preferred", RARE, "Bold")
+    system += [bold, made_font(tmp_path / "A-Regular.ttf", "Preferred", RARE)]
+    assert [Path(path).name for path in lettering._installed()] == ["A-Regular.ttf", "A-Bold.ttf"]
+    assert Lettering(RARE).lost == ""
+    system[:] = [made_font(tmp_path / "B-Bold.ttf", "Bold Alone", RARER, "Bold")]
+    assert Lettering(RARER).lost == ""
+    draw(Lettering(RARER), RARER)
+    assert caplog.records == []
+
+
 def test_a_copy_of_a_font_that_is_found_first_is_as_good(system: list[Path], tmp_path: Path) -> None:
     first, second = (made_font(tmp_path / f"{name}.ttf", "Copied", RARE) for name in "ab")
     font_manager.fontManager.addfont(first)

@@ -7,6 +7,8 @@ has most alphabets; installed fonts are searched for the rest.
 from __future__ import annotations
 
 import functools
+import logging
+import re
 import unicodedata
 import warnings
 from pathlib import Path
@@ -19,8 +21,11 @@ SHIPPED = Path(__file__).parent / "fonts" / "NotoSerifCJKtc-subset.otf"
 FAMILY = "Noto Serif CJK TC Subset"  # no installed font is called so
 OTHERS = ["DejaVu Serif", "DejaVu Sans"]  # come with matplotlib
 BLANK = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # categories of what has no form
+STYLED = re.compile("bold|italic|oblique|black|light|thin", re.IGNORECASE)
 MOST = 20  # lost characters that are named
 GETA = "〓"  # what Chinese and Japanese printers put where they have no type
+
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a family of one weight is no news
 
 
 class Lettering:
@@ -70,9 +75,9 @@ def _always_there() -> set[str]:
 
 
 def _installed() -> list[str]:
-    """The paths of all fonts of the system, those with serifs first."""
+    """The paths of all fonts of the system: those with serifs first, and last those that are bold or slanted."""
     paths = [path for path in font_manager.findSystemFonts() if "LastResort" not in path]  # macOS: boxes for everything
-    return sorted(paths, key=lambda path: ("serif" not in path.lower(), path))
+    return sorted(paths, key=lambda path: (bool(STYLED.search(path)), "serif" not in path.lower(), path))
 
 
 @functools.cache
