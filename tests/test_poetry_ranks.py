@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cli
+import corpus
 import numpy as np
 import pytest
 import ranks
@@ -335,3 +336,20 @@ def test_without_mpi_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     refused(run_program("train", "--distributed"), "mpi4py is not installed", "pip install -e '.[distributed]'")
+
+
+@with_mpi
+@pytest.mark.slow
+def test_ranks_whose_share_of_the_held_out_parts_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of 60 characters, of which the test part has one and the validation part fits into one batch."""
+    lines = ["".join(pseudo_poems(6, seed)) for seed in range(400)]
+    train, validation, test = corpus.split(lines)
+    text = tmp_path / "long.txt"
+    text.write_text("\n".join([*train[:60], *validation[:2], *test[:1]]), encoding="utf-8")
+    outcome = distributed(3, tmp_path, *options(text))
+    assert outcome.code == 0 and "60 / 2 / 1 poems" in outcome.err, outcome
+    monkeypatch.chdir(tmp_path)
+    assert run_program("train", *options(text, "--out", "one")).code == 0
+    *_, together = jsonl(tmp_path / "run" / "metrics.jsonl")
+    *_, one = jsonl(tmp_path / "one" / "metrics.jsonl")
+    assert together == pytest.approx(one, rel=1e-3) and together["test_targets"] == 61
