@@ -14,7 +14,7 @@ from .optimizers import SGD, Adadelta, AdaGrad, Adam, AdamW, clip_grad_norm
 from .parameter import Parameter, flatten
 from .sampling import sample
 from .schedules import Constant, ExponentialDecay, OneCycle, StepDecay
-from .sequences import PackedSequence, bucketed_batches, pack, unpack
+from .sequences import PackedSequence, bucketed_batches, pack, pack_rows, unpack
 from .threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -49,6 +49,7 @@ __all__ = [
     "interop",
     "load",
     "pack",
+    "pack_rows",
     "sample",
     "save",
     "set_num_threads",

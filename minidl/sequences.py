@@ -55,13 +55,48 @@ def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
         if array.shape[1:] != arrays[0].shape[1:]:
             shapes = f"{array.shape[1:]}, the first has {arrays[0].shape[1:]}"
             raise ValueError(f"sequences[{index}] has items of shape {shapes}")
-    lengths = np.array([len(array) for array in arrays])
-    order = np.argsort(-lengths, kind="stable")
     if all(array.dtype.kind in "iu" for array in arrays):
-        arrays = [_int32(array) for array in arrays]
-    rows = np.concatenate([arrays[index] for index in order])
-    data = rows[_time_major(lengths[order])]
+        arrays = [_int32("sequences", array) for array in arrays]
+    lengths = np.array([len(array) for array in arrays])
+    return _packed(np.concatenate(arrays), np.cumsum(lengths) - lengths, lengths, backend)
+
+
+def pack_rows(ids: Array, starts: Array, lengths: Array, backend: str = "numpy") -> PackedSequence:
+    """Pack sequences that lie in one array, ids[starts[b] : starts[b] + lengths[b]], without a loop over them.
+
+    What `pack` gives for these slices, which may overlap. ids (M,), or rows (M, ...), are on the host, where they may
+    be mapped from a file; starts and lengths (B,) are integers. Raises ValueError for a sequence that is empty or not
+    within ids, TypeError for what is not numeric.
+    """
+    if is_device(ids):
+        raise TypeError("ids is a cupy array; sequences are packed on the host: minidl.to_host")
+    rows = _array(ids)
+    if rows.dtype.kind not in "iuf" or rows.ndim == 0:
+        raise TypeError(f"ids must be an array of integers or floats, got {type(ids).__name__}")
+    places = {"starts": _array(starts), "lengths": _array(lengths)}
+    for name, array in places.items():
+        if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
+            raise ValueError(f"{name} must be a non-empty list of ints, one per sequence")
+        low = int(name == "lengths")
+        if int(array.min()) < low or int(array.max()) > len(rows):
+            wrong = array.min() if int(array.min()) < low else array.max()
+            raise ValueError(f"{name} must be {low} to {len(rows)}, the length of ids, got {wrong}")
+        places[name] = array.astype(np.int64)
+    first, count = places.values()
+    if len(first) != len(count):
+        raise ValueError(f"starts and lengths must be of the same length, got {len(first)} and {len(count)}")
+    end = int((first + count).max())
+    if end > len(rows):
+        raise ValueError(f"starts + lengths must be at most {len(rows)}, the length of ids, got {end}")
+    return _packed(rows, first, count, backend)
+
+
+def _packed(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, backend: str) -> PackedSequence:
+    order = np.argsort(-lengths, kind="stable")
     batch_sizes = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]  # entry t: how many are longer than t
+    data = rows[_time_major(starts[order], batch_sizes)]
+    if data.dtype.kind in "iu":
+        data = _int32("ids", data)
     places = (batch_sizes, order, np.argsort(order, kind="stable"))
     if backend == "cupy" and data.ndim == 1 and data.dtype == np.int32:
         from .kernels import embedding
@@ -96,9 +131,9 @@ def unpack(batch: PackedSequence) -> list[Array]:
     if order.dtype.kind not in "iu" or not np.array_equal(np.sort(order), np.arange(sizes[0])):
         raise ValueError(f"batch.unsorted_indices must hold 0 to {sizes[0] - 1}, each once")
     lengths = (sizes[None, :] > np.arange(sizes[0])[:, None]).sum(axis=1)  # in packed order
-    place = np.argsort(_time_major(lengths), kind="stable")  # the inverse permutation
-    rows = batch.data[of(batch.data).asarray(place)]
     ends = np.cumsum(lengths)
+    place = np.argsort(_time_major(ends - lengths, sizes), kind="stable")  # the inverse permutation
+    rows = batch.data[of(batch.data).asarray(place)]
     return [rows[ends[index] - lengths[index] : ends[index]] for index in order]
 
 
@@ -125,15 +160,15 @@ def _array(values: Array) -> np.ndarray:
         return np.asarray(None)
 
 
-def _time_major(lengths: np.ndarray) -> np.ndarray:
-    """The order that packs sequences laid end to end: packed[n] = rows[order[n]]. `lengths` (B,) falls."""
-    starts = np.cumsum(lengths) - lengths
-    times = np.arange(lengths.sum()) - np.repeat(starts, lengths)
-    return np.argsort(times, kind="stable")
+def _time_major(starts: np.ndarray, batch_sizes: np.ndarray) -> np.ndarray:
+    """Where the packed rows (N,) lie, if the sequences, whose lengths fall, begin at `starts` (B,)."""
+    times = np.repeat(np.arange(len(batch_sizes)), batch_sizes)
+    sequences = np.arange(len(times)) - np.repeat(np.cumsum(batch_sizes) - batch_sizes, batch_sizes)
+    return starts[sequences] + times
 
 
-def _int32(ids: np.ndarray) -> np.ndarray:
+def _int32(name: str, ids: np.ndarray) -> np.ndarray:
     narrow = ids.astype(np.int32)
-    if not np.array_equal(narrow, ids):
-        raise ValueError("sequences hold ids beyond the range of int32")
+    if not np.can_cast(ids.dtype, np.int32) and not np.array_equal(narrow, ids):
+        raise ValueError(f"{name} hold ids beyond the range of int32")
     return narrow

@@ -326,6 +326,23 @@ def texts(good: Any) -> list[Row]:
     return rows(minidl.CheckpointError, **wrong) + rows(TypeError, text="x", number=3, list=["ab"])
 
 
+def flat_ids(_: Any) -> list[Row]:
+    wrong = {"None": None, "text": "x", "number": 3, "bool": np.ones(9, bool), "complex": np.ones(9, complex)}
+    beyond = rows(ValueError, short=np.arange(5), huge=np.full(9, 2**40), empty=np.zeros(0, int))
+    return rows(TypeError, ragged=[[1], [1, 2]], **wrong) + beyond
+
+
+def places_of(low: int) -> Kind:
+    """Two numbers that say where sequences lie in 9 ids."""
+
+    def kind(_: Any) -> list[Row]:
+        wrong: dict[str, Any] = {"None": None, "text": "x", "number": 3, "floats": [0.0, 4.0], "nested": [[0, 4]]}
+        wrong |= {"empty": [], "too few": [1], "too many": [1, 1, 1], "below": [low - 1, 1], "above": [1, 10]}
+        return rows(ValueError, bools=[True, True], huge=np.array([1, 2**64 - 1], np.uint64), beyond=[1, 9], **wrong)
+
+    return kind
+
+
 def no_layer(_: Any) -> list[Row]:
     single = minidl.Linear(2, 2)
     found = rows(
@@ -469,6 +486,15 @@ def subjects() -> dict[str, Callable[[], Subject]]:
         ),
         "pack": lambda: Subject(
             minidl.pack, {"sequences": ([[5, 6], [1, 2, 3]], sequences), "backend": ("numpy", bad.backend)}
+        ),
+        "pack_rows": lambda: Subject(
+            minidl.pack_rows,
+            {
+                "ids": (np.arange(9), flat_ids),
+                "starts": (np.array([0, 4]), places_of(0)),
+                "lengths": (np.array([4, 2]), places_of(1)),
+                "backend": ("numpy", bad.backend),
+            },
         ),
         "unpack": lambda: Subject(
             minidl.unpack, {"batch": (minidl.pack([[5, 6], [1, 2, 3]]), batches)}, words={"batch": "batch"}

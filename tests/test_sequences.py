@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,3 +169,47 @@ def test_the_shuffle_decides_among_equals() -> None:
     order = np.random.default_rng(0).permutation(600)
     (batch,) = minidl.bucketed_batches(lengths, 600, rng=0)
     assert batch.tolist() == [*order[lengths[order] == 1], *order[lengths[order] == 2]]
+
+
+# From one array
+
+
+@given(lengths=lengths_lists, width=st.integers(0, 2), dtype=st.sampled_from(["uint8", "int64", "uint64", "float32"]))
+def test_pack_rows_packs_what_pack_does(lengths: list[int], width: int, dtype: str) -> None:
+    rng = np.random.default_rng([*lengths, width])
+    rows = rng.integers(0, 200, (12, width) if width else 12).astype(dtype)
+    starts = [int(rng.integers(0, 13 - length)) for length in lengths]  # they may overlap
+    packed = minidl.pack_rows(rows, starts, lengths)
+    expected = minidl.pack([rows[start : start + length] for start, length in zip(starts, lengths, strict=True)])
+    assert packed.data.dtype == expected.data.dtype
+    for got, wanted in zip(packed[:4], expected[:4], strict=True):
+        assert (got == wanted).all() and got.shape == wanted.shape
+
+
+def test_pack_rows_leaves_a_mapped_file_where_it_is(tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.arange(1000, dtype=np.uint16))
+    mapped = np.load(tmp_path / "ids.npy", mmap_mode="r")
+    assert minidl.pack_rows(mapped, [990, 3], [2, 3]).data.tolist() == [3, 990, 4, 991, 5]
+
+
+def test_pack_rows_needs_no_more_memory_than_there_are_rows() -> None:
+    """One long sequence among many short ones: a mask of all steps and sequences would have 10 ** 10 places."""
+    lengths = np.ones(100_000, int)
+    lengths[7] = 100_000
+    packed = minidl.pack_rows(np.arange(100_000), np.zeros(100_000, int), lengths)
+    assert len(packed.data) == 199_999 and packed.batch_sizes.tolist()[:3] == [100_000, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("starts", "lengths", "words"),
+    [
+        ([0, 8], [2, 2], ["starts + lengths", "at most 9", "got 10"]),
+        ([-1], [2], ["starts", "0 to 9", "got -1"]),
+        ([0], [0], ["lengths", "1 to 9", "got 0"]),
+        ([0, 1], [1], ["same length", "2 and 1"]),
+        ([], [], ["starts", "non-empty"]),
+    ],
+)
+def test_what_pack_rows_refuses(starts: list[int], lengths: list[int], words: list[str]) -> None:
+    with refuses(ValueError, *words):
+        minidl.pack_rows(np.arange(9), starts, lengths)

@@ -87,10 +87,8 @@ def rows_task(poems: Sequence[str], batch_size: int, width: int = WIDTH) -> Task
     lengths = (rows[1] != vocabulary.ids[PAD]).sum(axis=1)
 
     def batch(picked: np.ndarray) -> Batch:
-        picked = picked[np.argsort(-lengths[picked], kind="stable")]
-        alive = np.arange(lengths[picked[0]])[:, None] < lengths[picked]  # (T, poems)
-        inputs, targets = (part[picked, : len(alive)].T[alive] for part in rows)  # time-major
-        return Batch(inputs, targets, alive.sum(axis=1).tolist())
+        inputs, targets = (minidl.pack_rows(part.reshape(-1), picked * width, lengths[picked]) for part in rows)
+        return Batch(inputs.data, targets.data, inputs.batch_sizes.tolist())
 
     test = [batch(np.array([row])) for row in range(train, len(poems))]
     return Task(

@@ -66,12 +66,9 @@ class Rows:
 
     def batch(self, picked: np.ndarray) -> Batch:
         """The poems `picked`, packed: input begin, c1 ... cn and target c1 ... cn, end."""
-        picked = picked[np.argsort(-self.lengths[picked], kind="stable")]
-        times = np.arange(self.lengths[picked[0]])[:, None]
-        alive = times < self.lengths[picked]  # (T, poems)
-        places = (self.starts[picked] + times)[alive]  # time-major, as minidl.pack has them
-        inputs, targets = (self.ids[part].astype(np.int32) for part in (places, places + 1))
-        return Batch(inputs, targets, alive.sum(axis=1).tolist())
+        starts, lengths = self.starts[picked], self.lengths[picked]
+        inputs, targets = (minidl.pack_rows(self.ids, first, lengths) for first in (starts, starts + 1))
+        return Batch(inputs.data, targets.data, inputs.batch_sizes.tolist())
 
     def batches(self, batch_size: int, rng: np.random.Generator | int, start: int = 0) -> Iterator[Batch]:
         """All poems once, in shuffled batches of like lengths; from batch `start` on."""
