@@ -171,6 +171,14 @@ def test_what_may_run_from_the_top_down(text: str, chinese: bool) -> None:
     assert Lettering(text).families[0] == (FAMILY if chinese else "DejaVu Serif")
 
 
+@pytest.mark.parametrize("text", ["月\u0301", f"{RARE}\u0301", "か\u3099", "x\u0323\u0302", "月\u0301\u3099", "\u0301"])
+def test_what_combines_is_drawn_from_one_font_or_apart(system: list[Path], text: str) -> None:
+    found = Lettering(f"山{text}夜")
+    draw(found, f"山{text}夜")
+    apart = "月" in text or RARE in text
+    assert found.shown(text) == (" ".join(text.replace(RARE, "〓")) if apart else text)
+
+
 def test_what_has_no_form_is_blank() -> None:
     text = "月\t\x00\u200d\u3000\u2028夜"
     assert Lettering(text).shown(text) == "月     夜" and Lettering(text).lost == ""

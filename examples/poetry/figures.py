@@ -7,11 +7,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unicodedata import combining, normalize
+from unicodedata import normalize
 
 import matplotlib
 from cli import note
-from lettering import Lettering, is_chinese
+from lettering import Lettering, clusters, is_chinese
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -122,20 +122,9 @@ def _page_of_columns(poems: Sequence[str], lettering: Lettering) -> tuple[Figure
         y = 1 - (sum(heights[:number]) + 0.35) / height
         for place, column in enumerate(band):
             x = 1 - (0.6 + 0.4 * place) / width
-            text = "\n".join(_clusters(lettering.shown(column)))
+            text = "\n".join(clusters(lettering.shown(column)))
             figure.text(x, y, text, ha="center", va="top", font=lettering.font(17), linespacing=1.15, parse_math=False)
     return figure, sum(map(len, columns[len(drawn) :]))
-
-
-def _clusters(text: str) -> list[str]:
-    """The characters, each with what combines with it."""
-    found: list[str] = []
-    for character in text:
-        if found and combining(character):
-            found[-1] += character
-        else:
-            found.append(character)
-    return found
 
 
 def _page_of_lines(poems: Sequence[str], lettering: Lettering) -> tuple[Figure, int]:

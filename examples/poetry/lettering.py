@@ -33,7 +33,8 @@ class Lettering:
 
     def __init__(self, text: str) -> None:
         self.families = [FAMILY, *OTHERS] if is_chinese(text) else [*OTHERS, FAMILY]
-        lacking = {character for character in text if _has_form(character)} - _always_there()
+        self.sets = list(_always_there())  # of characters, one for each font
+        lacking = {character for character in text if _has_form(character)}.difference(*self.sets)
         for path in _installed() if lacking else ():
             if not lacking:
                 break
@@ -41,6 +42,7 @@ class Lettering:
             family = _family(path, drawn) if drawn else None
             if family is not None:
                 self.families.append(family)
+                self.sets.append(drawn)
                 lacking -= drawn
         self.lost = "".join(sorted(lacking))
 
@@ -52,10 +54,27 @@ class Lettering:
 
     def shown(self, text: str) -> str:
         """`text` with 〓 for what no font has, and blanks for what has no form."""
-        return "".join(GETA if c in self.lost else c if _has_form(c) else " " for c in text)
+        return "".join(map(self._shown, clusters(text)))
+
+    def _shown(self, cluster: str) -> str:
+        drawn = [GETA if c in self.lost else c if _has_form(c) else " " for c in cluster]
+        if len(drawn) > 1 and not any(one.issuperset(drawn) for one in self.sets):
+            return " ".join(drawn)  # matplotlib takes all of a cluster from one font
+        return "".join(drawn)
 
     def font(self, size: float) -> FontProperties:
         return FontProperties(family=self.families, size=size)
+
+
+def clusters(text: str) -> list[str]:
+    """The characters, each with what combines with it, such as an accent."""
+    found: list[str] = []
+    for character in text:
+        if found and unicodedata.combining(character):
+            found[-1] += character
+        else:
+            found.append(character)
+    return found
 
 
 def is_chinese(text: str) -> bool:
@@ -69,9 +88,10 @@ def _has_form(character: str) -> bool:
 
 
 @functools.cache
-def _always_there() -> set[str]:
+def _always_there() -> tuple[set[str], ...]:
+    """The characters of each font that needs no installing."""
     font_manager.fontManager.addfont(SHIPPED)
-    return _characters(str(SHIPPED)).union(*(_characters(font_manager.findfont(family)) for family in OTHERS))
+    return tuple(map(_characters, [str(SHIPPED), *map(font_manager.findfont, OTHERS)]))
 
 
 def _installed() -> list[str]:
