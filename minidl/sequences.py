@@ -168,7 +168,7 @@ def _time_major(starts: np.ndarray, batch_sizes: np.ndarray) -> np.ndarray:
 
 
 def _int32(name: str, ids: np.ndarray) -> np.ndarray:
-    narrow = ids.astype(np.int32)
+    narrow = ids.astype(np.int32, copy=False)
     if not np.can_cast(ids.dtype, np.int32) and not np.array_equal(narrow, ids):
-        raise ValueError(f"{name} hold ids beyond the range of int32")
+        raise ValueError(f"{name} hold numbers beyond the range of int32")
     return narrow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -221,7 +220,7 @@ def test_the_characters_that_are_named_are_a_few(
     fonts(monkeypatch)
     figures.draw_poems(tmp_path / "poems.png", ["".join(map(chr, range(0x2A700, 0x2A700 + 1020)))])
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r" and (999|1,000) more; ", line) and len(line) < 100
+    assert " and 999 more; " in line and len(line) < 100  # one of them is in the corpus, and so in the font
 
 
 def test_accents_stay_with_their_letters(tmp_path: Path, texts: list[Text]) -> None:

@@ -120,14 +120,12 @@ def read_text(path: Path, encoding: str = UTF8, *, max_length: int | None = None
 
 
 def _decode(path: Path) -> str:
-    data = b""
     try:
-        data = path.read_bytes()
-        return data.decode("utf-8").removeprefix("\ufeff")
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        line = 1 + data.count(b"\n", 0, error.start)
+        line = 1 + error.object.count(b"\n", 0, error.start)
         raise CorpusError(f"{path} is not UTF-8: byte {error.start}, in line {line}") from None
 
 

@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 import matplotlib
 from cli import note
-from lettering import Lettering, clusters, is_chinese
+from lettering import Lettering, clusters
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -104,7 +104,7 @@ def draw_poems(path: Path, poems: Sequence[str]) -> None:
     poems = [normalize("NFC", poem) for poem in poems]  # macOS takes accents and voicing marks apart
     lettering = Lettering("".join(poems))
     lettering.tell(path.name)
-    figure, left_out = (_page_of_columns if is_chinese("".join(poems)) else _page_of_lines)(poems, lettering)
+    figure, left_out = (_page_of_columns if lettering.chinese else _page_of_lines)(poems, lettering)
     if left_out:
         note(f"{path.name} has no room for {left_out:,} more characters")
     save_figure(figure, path, DPI)

@@ -32,7 +32,8 @@ class Lettering:
     """How the characters of `text` are drawn; `lost` are those that no font has."""
 
     def __init__(self, text: str) -> None:
-        self.families = [FAMILY, *OTHERS] if is_chinese(text) else [*OTHERS, FAMILY]
+        self.chinese = is_chinese(text)
+        self.families = [FAMILY, *OTHERS] if self.chinese else [*OTHERS, FAMILY]
         self.sets = list(_always_there())  # of characters, one for each font
         lacking = {character for character in text if _has_form(character)}.difference(*self.sets)
         for path in _installed() if lacking else ():

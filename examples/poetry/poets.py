@@ -210,9 +210,9 @@ class FreeReferee:
         if allowed.sum() == 1:
             return allowed, "asked for"
         text = self.vocabulary.decode(self.read_so_far)
-        if not text and not self.rules.marks.any():
-            return allowed, "not the end"
-        return allowed, "no mark" if no_mark_after(text) and self.rules.marks.any() else ""
+        if no_mark_after(text) and self.rules.marks.any():
+            return allowed, "no mark"
+        return allowed, "" if text else "not the end"
 
     def read(self, token: int) -> None:
         self.read_so_far.append(token)

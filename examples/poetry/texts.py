@@ -57,16 +57,15 @@ def text_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[list[str], in
     CorpusError, with what the file looks like, if it is in another encoding, and for a line of more than LONGEST_LINE
     characters.
     """
-    reader, line, rest = Reader(path, encoding), 1, ""
+    reader, rest = Reader(path, encoding), ""
     try:
         with path.open("rb") as file:
             while data := file.read(CHUNK):
                 text = rest + reader.decoded(data)
-                whole, end, rest = text.rpartition("\n" if "\n" in text else "\r")  # the latter: of an old Mac
-                line += whole.count("\n") + len(end)
+                whole, _, rest = text.rpartition("\n" if "\n" in text else "\r")  # the latter: of an old Mac
                 if len(rest) > LONGEST_LINE:
                     raise CorpusError(
-                        f"{path} has more than {LONGEST_LINE:,} characters in line {line}; a poem is expected"
+                        f"{path} has more than {LONGEST_LINE:,} characters in line {reader.line}; a poem is expected"
                     )
                 yield _stripped(whole), len(data)
             yield _stripped(rest + reader.decoded(b"")), 0

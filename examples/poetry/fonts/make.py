@@ -35,12 +35,8 @@ MARKS = [
     *range(0x3000, 0x3100),
     *range(0xFF01, 0xFF5F),
 ]
-NAMES = {
-    1: FAMILY,
-    3: f"2.001;{FAMILY.replace(' ', '')}",
-    4: FAMILY,
-    6: FAMILY.replace(" ", ""),
-}  # by OpenType's number
+POSTSCRIPT = FAMILY.replace(" ", "")
+NAMES = {1: FAMILY, 3: f"2.001;{POSTSCRIPT}", 4: FAMILY, 6: POSTSCRIPT}  # by OpenType's number
 
 
 def main() -> None:
