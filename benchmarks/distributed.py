@@ -81,7 +81,7 @@ def build(args: argparse.Namespace, batch: int, distributed: bool = False) -> Re
     model = PoemModel(size.vocabulary, size.embedding, size.hidden, layers=size.layers, rng=0)
     schedule = minidl.Constant(minidl.Adam(model.parameters(), size.lr))
     ids = np.random.default_rng(1).integers(0, size.vocabulary, (2, size.steps * batch), dtype=np.int32)
-    whole = Batch(*ids, [batch] * size.steps)
+    whole = Batch(*ids, minidl.Packing([batch] * size.steps))
     times: list[float] = []
 
     def turn() -> dict[str, float]:

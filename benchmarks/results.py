@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minidl.threads import usable_cores
+from minidl.kernels.cpu.threads import usable_cores
 
 Figures = dict[str, list[dict[str, float]]]  # by side, one entry a round
 FLOOR = "floor"  # the side that does only what every other must do

@@ -18,7 +18,7 @@ class Model(minidl.Layer):
 
     def __init__(self, size: Size, backend: str = "numpy") -> None:
         self.embedding = minidl.Embedding(size.vocabulary, size.embedding, backend=backend)
-        self.lstms = [minidl.LSTM(inputs, size.hidden, backend=backend) for inputs in size.inputs()]
+        self.lstms = minidl.Sequential(*(minidl.LSTM(inputs, size.hidden, backend=backend) for inputs in size.inputs()))
         self.head = minidl.LinearCrossEntropy(size.hidden, size.vocabulary, backend=backend)
         set_weights(self, size)
 
@@ -28,17 +28,14 @@ class Model(minidl.Layer):
         The loss stays where it was computed: a GPU need not be waited for.
         """
         order, (ids, targets) = minidl.sequences.place(inputs, targets, like=self.embedding.weight.data)
-        x, embedding_cache = self.embedding.forward(ids, order)
+        packing = minidl.Packing(sizes, order)
+        x, embedding_cache = self.embedding.forward(ids, packing)
         mark("embedding forward")
-        caches = []
-        for lstm in self.lstms:
-            (x, _), cache = lstm.forward(x, sizes)
-            caches.append(cache)
+        h, caches = self.lstms.forward(x, packing)
         mark("LSTM forward")
-        loss, dx = self.head.forward_backward(x, targets)
+        loss, dh = self.head.forward_backward(h, targets)
         mark("head and loss")
-        for lstm, cache in zip(reversed(self.lstms), reversed(caches), strict=True):
-            dx, _ = lstm.backward(dx, cache)
+        dx = self.lstms.backward(dh, caches)
         mark("LSTM backward")
         self.embedding.backward(dx, embedding_cache)
         mark("embedding backward")

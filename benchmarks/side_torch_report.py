@@ -56,7 +56,7 @@ class ReportModel(nn.Module):
 
 def rows_of(batch: Batch) -> Rows:
     """The report's batch, in which every row has all steps."""
-    shape = len(batch.batch_sizes), batch.batch_sizes[0]
+    shape = len(batch.packing.batch_sizes), batch.packing.batch_sizes[0]
     inputs, targets, real = (
         torch.from_numpy(part).reshape(shape) for part in (batch.inputs, batch.targets, batch.real)
     )

@@ -19,7 +19,7 @@ import harness
 import results
 import sizes
 
-from minidl.threads import usable_cores
+from minidl.kernels.cpu.threads import usable_cores
 
 VALUES = {
     "batch": [16, 32, 64, 128, 256, 512],

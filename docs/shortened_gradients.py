@@ -1,10 +1,11 @@
 """What a shortened LSTM gradient costs: the tables and the figure of lstm-gradients.md.
 
-    OMP_NUM_THREADS=1 python docs/shortened_gradients.py  prints the tables, in about a minute
+    OMP_NUM_THREADS=1 python docs/shortened_gradients.py  prints the tables, in about two minutes
     python docs/shortened_gradients.py --figure FILE.png  draws the figure (needs matplotlib)
 
 One BLAS thread, because products as small as these only wait for a second one.
-Every cut is made on minidl's own backward pass, so that nothing differs but what was cut.
+Every cut is made on minidl's own backward pass, so that nothing differs but what was cut: time goes by in chunks of
+one step, between which gradients can be cut off.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from unittest import mock
 
 import numpy as np
 
-from minidl import LSTM, Adam, Embedding, LinearCrossEntropy
-from minidl.layers import lstm
+from minidl import LSTM, Adam, Embedding, LinearCrossEntropy, Packing
 from minidl.layers.lstm import LSTMCache, State
+
+Caches = list[LSTMCache]  # of each time step
 
 QUANTITIES = ("weight_ih", "weight_hh", "bias", "x", "h0", "c0")
 CUTS = {  # (the path through the candidate, the cell-state road): kept or not
@@ -32,12 +33,32 @@ TOKENS, STEPS = 8, 500  # of the task
 H, INPUTS, B = 32, 16, 8
 
 
+def forward(layer: LSTM, x: np.ndarray, sizes: Sequence[int], state: State | None = None) -> tuple[np.ndarray, Caches]:
+    """(y, caches): LSTM.forward in chunks of one time step, each of which starts from the state of the one before."""
+    outputs, caches, start = [], [], 0
+    for n in sizes:
+        y, cache = layer.forward(x[start : start + n], Packing([n]), state)
+        outputs.append(y)
+        caches.append(cache)
+        state, start = cache.state, start + n
+    return np.concatenate(outputs), caches
+
+
 def backward(
-    layer: LSTM, dy: np.ndarray, cache: LSTMCache, candidate: bool, cell_road: bool
-) -> tuple[np.ndarray, State]:
-    """LSTM.backward, whole or without the path from dz_g to dh_{t-1} and dx_t, or with dc_{t-1} = 0."""
-    with _candidate_cut(layer, not candidate), _cell_road_cut(not cell_road):
-        return layer.backward(dy, cache)
+    layer: LSTM, dy: np.ndarray, caches: Caches, candidate: bool, cell_road: bool
+) -> tuple[np.ndarray, State | None]:
+    """(dx, dL/dstate) of the first state; whole, or without the path from dz_g to dh_{t-1} and dx_t, or with
+    dc_{t-1} = 0."""
+    end, parts, dstate = len(dy), [], None
+    with _candidate_cut(layer, not candidate):
+        for cache in reversed(caches):
+            n = len(cache.walks[0][1].x)
+            parts.append(layer.backward(dy[end - n : end], cache, dstate))
+            dh, dc = cache.dstate
+            if not cell_road:
+                dc[:n] = 0
+            dstate, end = (dh, dc), end - n
+    return np.concatenate(parts[::-1]), dstate
 
 
 @contextmanager
@@ -54,35 +75,24 @@ def _candidate_cut(layer: LSTM, cut: bool) -> Iterator[None]:
         block[...] = values
 
 
-@contextmanager
-def _cell_road_cut(cut: bool) -> Iterator[None]:
-    def without_road(slopes: np.ndarray, dh_dc: np.ndarray, f: np.ndarray, dh: np.ndarray, dc: np.ndarray) -> None:
-        whole(slopes, dh_dc, f, dh, dc)
-        dc[...] = 0
-
-    whole = lstm.cell_backward
-    with mock.patch.object(lstm, "cell_backward", without_road if cut else whole):
-        yield
-
-
-def gradients(layer: LSTM, dy: np.ndarray, cache: LSTMCache, candidate: bool, cell_road: bool) -> dict[str, np.ndarray]:
+def gradients(layer: LSTM, dy: np.ndarray, caches: Caches, candidate: bool, cell_road: bool) -> dict[str, np.ndarray]:
     """All gradients, by the names in QUANTITIES."""
     for parameter in layer.parameters():
         parameter.grad[...] = 0
-    dx, (dh0, dc0) = backward(layer, dy, cache, candidate, cell_road)
+    dx, (dh0, dc0) = backward(layer, dy, caches, candidate, cell_road)
     found = {name: parameter.grad.copy() for name, parameter in layer.named_parameters()}
     return {**found, "x": dx, "h0": dh0, "c0": dc0}
 
 
-def random_run(length: int, seed: int, forget_bias: float = 0.0) -> tuple[LSTM, np.ndarray, LSTMCache]:
-    """A fresh float64 LSTM, its cache after `length` steps of noise, and a random dL/dy for every step."""
+def random_run(length: int, seed: int, forget_bias: float = 0.0) -> tuple[LSTM, np.ndarray, Caches]:
+    """A fresh float64 LSTM, a random dL/dy for each of `length` steps of noise, and its caches after them."""
     rng = np.random.default_rng(seed)
     layer = LSTM(INPUTS, H, dtype="float64", rng=rng)
     layer.bias.data[H : 2 * H] = forget_bias
     x = rng.normal(size=(length * B, INPUTS))
     h0, c0 = rng.normal(scale=0.5, size=(2, B, H))
-    (y, _), cache = layer.forward(x, [B] * length, (h0, c0))
-    return layer, rng.normal(size=y.shape), cache
+    y, caches = forward(layer, x, [B] * length, (h0, c0))
+    return layer, rng.normal(size=y.shape), caches
 
 
 def relative_error(wrong: np.ndarray, right: np.ndarray) -> float:
@@ -115,9 +125,9 @@ def reach(distance: int, forget_bias: float, kept: tuple[bool, bool], seeds: int
     """|dL/dx_{T-k}| for k = 0 ... distance, geometric mean over seeds, where L looks at y_T alone."""
     norms = []
     for seed in range(seeds):
-        layer, dy, cache = random_run(distance + 1, seed, forget_bias)
+        layer, dy, caches = random_run(distance + 1, seed, forget_bias)
         dy[:-B] = 0
-        dx = gradients(layer, dy, cache, *kept)["x"]
+        dx = gradients(layer, dy, caches, *kept)["x"]
         norms.append(np.linalg.norm(dx.reshape(distance + 1, -1), axis=1)[::-1])
     return np.exp(np.log(norms).mean(axis=0))
 
@@ -133,13 +143,13 @@ def remember_first(length: int, seed: int, kept: tuple[bool, bool]) -> float:
     for _ in range(STEPS):
         ids = rng.integers(0, TOKENS, (length, batch))
         x, seen = embedding.forward(ids.reshape(-1))
-        (y, _), cache = layer.forward(x, [batch] * length)
+        y, caches = forward(layer, x, [batch] * length)
         last = y[-batch:]
         right.append(np.mean(head.logits(last).argmax(axis=1) == ids[0]))
         optimizer.zero_grad()
         dy = np.zeros_like(y)
         dy[-batch:] = head.forward_backward(last, ids[0])[1]
-        embedding.backward(backward(layer, dy, cache, *kept)[0], seen)
+        embedding.backward(backward(layer, dy, caches, *kept)[0], seen)
         optimizer.step()
     return float(np.mean(right[-50:]))
 

@@ -4,6 +4,7 @@ from . import initializers, interop
 from .backend import BackendError, to_backend, to_host
 from .checkpoint import CheckpointError, load, save
 from .gradcheck import GradientError, gradcheck
+from .kernels.cpu.threads import get_num_threads, set_num_threads
 from .layer import Layer
 from .layers.dropout import Dropout
 from .layers.embedding import Embedding
@@ -14,10 +15,10 @@ from .optimizers import SGD, Adadelta, AdaGrad, Adam, AdamW, clip_grad_norm
 from .parameter import Parameter, flatten
 from .sampling import sample
 from .schedules import Constant, ExponentialDecay, OneCycle, StepDecay
-from .sequences import PackedSequence, bucketed_batches, pack, pack_rows, unpack
-from .threads import get_num_threads, set_num_threads
+from .sequences import PackedSequence, Packing, bucketed_batches, pack, pack_rows, unpack
+from .sequential import Sequential
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LSTM",
@@ -38,7 +39,9 @@ __all__ = [
     "LinearCrossEntropy",
     "OneCycle",
     "PackedSequence",
+    "Packing",
     "Parameter",
+    "Sequential",
     "StepDecay",
     "bucketed_batches",
     "clip_grad_norm",

@@ -140,6 +140,26 @@ def ids(name: str, values: Array, limit: int, like: Array, rows: int | None = No
     return backend.of(like).asarray(array)
 
 
+def packing(value: object, rows: int) -> list[int]:
+    """The batch_sizes of a Packing or a PackedSequence, or of one's like, of so many rows."""
+    if not hasattr(value, "batch_sizes"):
+        given = f"got {type(value).__name__}"
+        raise TypeError(f"packing must be a PackedSequence or a minidl.Packing(batch_sizes), {given}")
+    return batch_sizes(value.batch_sizes, rows)
+
+
+def state(name: str, value: object, rows: int, width: int, like: Array, exact: bool = False) -> tuple[Array, Array]:
+    """`value` as an LSTM's (h, c), each of `rows` rows, or of at least as many, beside `like`."""
+    if not (isinstance(value, (tuple, list)) and len(value) == 2):
+        raise TypeError(f"{name} must be a pair (h, c), got {type(value).__name__}")
+    h, c = value
+    matrix(f"{name} h", h, width, like=like, rows=rows if exact else None)
+    matrix(f"{name} c", c, width, like=like, rows=len(h))
+    if len(h) < rows:
+        raise ValueError(f"{name} must hold at least the {rows} rows of batch_sizes[0], got {len(h)}")
+    return h, c
+
+
 def batch_sizes(values: Sequence[int] | Array, rows: int) -> list[int]:
     """`values` as a list of ints that never rise, are at least 1 and sum to `rows`."""
     if backend.is_device(values):

@@ -50,22 +50,25 @@ class GradientError(AssertionError):
     """A backward pass disagrees with the numerical gradient, or breaks the layer contract."""
 
 
-def gradcheck(layer: Any, *inputs: Any, rng: Rng = None) -> Report:
-    """Check the gradients of all float64 `inputs` and of all parameters of `layer`; returns a Report.
+def gradcheck(layer: Any, *inputs: Any, rng: Rng = None, state: Any = None) -> Report:
+    """Check the gradients of all parameters of `layer` and of its float64 inputs; returns a Report.
 
-    `layer` is a Layer with forward and backward; a Layer with forward_backward(*inputs) -> (loss, dx); or a
-    function of that form, such as softmax_cross_entropy. An input may be a pair such as an LSTM's state;
-    integers and None are passed on as they are. Raises GradientError with the worst entry, its analytic and
-    its numeric value; also where backward changes dy or the cache, or sets a gradient instead of adding to
-    it. TypeError if anything is not float64 or there is nothing to check. `layer` is left as it was (a function's
-    own variables are not).
+    `layer` is a Layer, and the inputs are those of its forward: x, and the packing if it needs one. With a `state`,
+    which forward then starts from, the gradients by way of `cache.state` and in `cache.dstate` are checked too (see
+    layer.py). Or it is a loss: a Layer with forward_backward(*inputs) -> (loss, dx), or a function of that form, such
+    as softmax_cross_entropy; of several float64 inputs it gives the gradients as a tuple.
+
+    Raises GradientError with the worst entry, its analytic and its numeric value; also where backward changes dy or
+    the cache, or sets a gradient instead of adding to it. TypeError if anything is not float64 or there is nothing to
+    check. `layer` is left as it was (a function's own variables are not).
     """
     rng = backend.generator(rng)
     if isinstance(layer, type) or not callable(layer):
         raise TypeError(f"layer must be a Layer or a function, got {type(layer).__name__}")
-    layer, inputs = copy.deepcopy(layer), _copied(inputs)
+    layer, inputs, state = copy.deepcopy(layer), _copied(inputs), _copied(state)
     parameters = layer.named_parameters() if isinstance(layer, Layer) else []
     arrays = [(f"input {index}", array) for index, array in enumerate(_floats(inputs))]
+    arrays += [(f"state {index}", array) for index, array in enumerate(_floats(state))]
     for name, array in arrays + [(name, p.data) for name, p in parameters]:
         if backend.is_device(array):
             raise TypeError(
@@ -77,11 +80,14 @@ def gradcheck(layer: Any, *inputs: Any, rng: Rng = None) -> Report:
     for _, parameter in parameters:  # gradients that are there must be added to, not replaced
         parameter.grad[...] = rng.normal(size=parameter.grad.shape)
     before = [parameter.grad.copy() for _, parameter in parameters]
-    loss, gradients = _gradients_of_loss(layer, inputs) if _is_loss(layer) else _gradients_of_layer(layer, inputs, rng)
-    if len(gradients) < len(arrays):
-        missing = ", ".join(name for name, _ in arrays[len(gradients) :])
-        raise GradientError(f"backward gave {len(gradients)} gradients for {len(arrays)} inputs: none for {missing}")
-    checked = [(name, array, grad) for (name, array), grad in zip(arrays, gradients, strict=False)]
+    if isinstance(layer, Layer) and not hasattr(layer, "forward_backward"):
+        loss, gradients = _gradients_of_layer(layer, inputs, state, rng)
+    else:
+        loss, gradients = _gradients_of_loss(getattr(layer, "forward_backward", layer), inputs)
+    if len(gradients) != len(arrays):
+        wanted = ", ".join(name for name, _ in arrays) or "none"
+        raise GradientError(f"backward gave {len(gradients)} gradients for {len(arrays)} inputs: {wanted}")
+    checked = [(name, array, grad) for (name, array), grad in zip(arrays, gradients, strict=True)]
     checked += [(name, p.data, p.grad - old) for (name, p), old in zip(parameters, before, strict=True)]
     report = Report([_compare(name, array, grad, loss, rng) for name, array, grad in checked])
     if not report.checks:
@@ -95,36 +101,44 @@ def gradcheck(layer: Any, *inputs: Any, rng: Rng = None) -> Report:
     return report
 
 
-def _is_loss(layer: Any) -> bool:
-    return not isinstance(layer, Layer) or hasattr(layer, "forward_backward")
-
-
-def _gradients_of_loss(layer: Any, inputs: tuple[Any, ...]) -> tuple[Callable[[], float], list[Any]]:
+def _gradients_of_loss(both: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Callable[[], float], list[Any]]:
     """The loss as a function of nothing (it reads `inputs` anew), and the gradients of the inputs."""
-    both = getattr(layer, "forward_backward", layer)
     result = both(*inputs)
     _require_pair(result, "forward_backward must return a pair (loss, dx)")
     return lambda: float(both(*inputs)[0]), _floats(result[1])
 
 
 def _gradients_of_layer(
-    layer: Layer, inputs: tuple[Any, ...], rng: np.random.Generator
+    layer: Any, inputs: tuple[Any, ...], state: Any, rng: np.random.Generator
 ) -> tuple[Callable[[], float], list[Any]]:
-    """L = sum(R * output) as a function of nothing, and the gradients of the inputs; checks the layer contract."""
-    both = layer.forward(*inputs)
-    _require_pair(both, "forward must return a pair (y, cache)")
-    output, cache = both
-    upstream = [rng.normal(size=array.shape) for array in _floats(output)]
-    douts = _like(output, iter(array.copy() for array in upstream))
-    # An output (y, state) has its gradients on both sides of the cache: backward(dy, cache, dstate).
-    arguments = (douts[0], cache, *douts[1:]) if isinstance(output, tuple) else (douts, cache)
+    """L = sum(R * y) + sum(S * cache.state) as a function of nothing, and the gradients of x and of the state that was
+    given; checks the layer contract."""
 
-    grads = [[p.grad.copy() for p in layer.parameters()]]
-    results = []
+    def forward() -> Any:
+        return layer.forward(*inputs) if state is None else layer.forward(*inputs, state=state)
+
+    both = forward()
+    _require_pair(both, "forward must return a pair (y, cache)")
+    y, cache = both
+    last = () if state is None else cache.state
+    for leaf in _leaves((y, last)):
+        if not _is_array(leaf):
+            raise GradientError(
+                f"forward must give y, and cache.state if it has one, as arrays, got {type(leaf).__name__}"
+            )
+    upstream = [rng.normal(size=array.shape) for array in _floats((y, last))]
+    dy, dlast = _like((y, last), iter(array.copy() for array in upstream))
+
+    def backward() -> list[Any]:
+        if state is None:
+            return _floats(layer.backward(dy, cache))
+        return _floats((layer.backward(dy, cache, dstate=dlast), cache.dstate))
+
+    grads, results = [[p.grad.copy() for p in layer.parameters()]], []
     for _ in range(2):
-        results.append(_floats(layer.backward(*arguments)))
+        results.append(backward())
         grads.append([p.grad.copy() for p in layer.parameters()])
-    if not all(np.array_equal(a, b) for a, b in zip(_floats(douts), upstream, strict=True)):
+    if not all(np.array_equal(a, b) for a, b in zip(_floats((dy, dlast)), upstream, strict=True)):
         raise GradientError("backward changed dy, which belongs to the caller")
     if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*results, strict=True)):
         raise GradientError("backward gave another result when called again: it changed its cache")
@@ -134,7 +148,8 @@ def _gradients_of_layer(
         p.grad[...] = once
 
     def loss() -> float:
-        outputs = _floats(layer.forward(*inputs)[0])
+        y, cache = forward()
+        outputs = _floats((y, () if state is None else cache.state))
         return float(sum((r * array).sum() for r, array in zip(upstream, outputs, strict=True)))
 
     return loss, results[0]
@@ -167,29 +182,27 @@ def _compare(name: str, array: Any, gradient: Any, loss: Callable[[], float], rn
 
 
 def _floats(value: Any) -> list[Any]:
-    """The float arrays in a nest of tuples, lists and dicts, in order."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return [array for part in value for array in _floats(part)]
-    array = isinstance(value, np.ndarray) or backend.is_device(value)
-    return [value] if array and value.dtype.kind == "f" else []
+    """The float arrays in a nest of tuples and lists, in order. What has fields, as a packing, is not looked into."""
+    return [leaf for leaf in _leaves(value) if _is_array(leaf) and leaf.dtype.kind == "f"]
+
+
+def _leaves(value: Any) -> list[Any]:
+    return [leaf for part in value for leaf in _leaves(part)] if _is_nest(value) else [value]
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or backend.is_device(value)
 
 
 def _copied(value: Any) -> Any:
     """The nest with every array copied by itself: one that is handed in twice becomes two."""
-    if isinstance(value, dict):
-        return {key: _copied(part) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        parts = [_copied(part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    return copy.deepcopy(value)
+    return tuple(_copied(part) for part in value) if _is_nest(value) else copy.deepcopy(value)
 
 
 def _like(value: Any, arrays: Iterator[Any]) -> Any:
     """The nest of `value` with its arrays replaced by the next ones of `arrays`."""
-    if isinstance(value, dict):
-        return {key: _like(part, arrays) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(_like(part, arrays) for part in value)
-    return next(arrays)
+    return tuple(_like(part, arrays) for part in value) if _is_nest(value) else next(arrays)
+
+
+def _is_nest(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and not hasattr(value, "_fields")

@@ -1,10 +1,18 @@
-"""Layer: the contract that layers follow, and what layers and models share: finding and storing parameters.
+"""Layer: the contract that every layer keeps, and what layers and models share: finding and storing parameters.
 
-    y, cache = layer.forward(x)      training: writes nothing on the layer; cache = what backward needs
-    dx = layer.backward(dy, cache)   adds into parameter.grad; changes neither dy nor cache
-    y = layer(x)                     inference: no cache is kept
+    y, cache = layer.forward(x, packing)   training: writes nothing on the layer; cache = what backward needs
+    dx = layer.backward(dy, cache)         adds into parameter.grad; changes neither dy nor cache
+    y = layer(x, packing)                  inference: no cache is kept, and Dropout is the identity
 
-A head that ends in the loss has `loss, dx = head.forward_backward(x, targets)` instead; a model may have either.
+x and y are rows (N, ...), one for each item of each sequence. `packing` goes beside them, a `Packing` or a
+`PackedSequence`: which rows are whose (`batch_sizes`), and what else a layer needs to know of the batch. Linear needs
+nothing of it, and does without. So layers chain, and a `Sequential` of them is a layer.
+
+A layer that walks through time, such as LSTM, has states too. `forward(x, packing, state=)` starts from one and leaves
+the last in `cache.state`; `backward(dy, cache, dstate=)` takes the gradient of the last, and leaves that of the first
+in `cache.dstate`, the one thing that it writes there.
+
+A head that ends in the loss has `loss, dx = head.forward_backward(x, targets)` instead.
 The cache is explicit, so a layer may run twice before its backward, be run from several threads, and be
 looked into. It may share memory with x, y and a state that came in: do not write into those before backward.
 """
@@ -19,26 +27,23 @@ import numpy as np
 from . import backend, checks
 from .backend import Array
 from .parameter import Parameter, describe
+from .sequences import AnyPacking
 
 
 class Layer:
     """Base of layers and models: collects the Parameters found in the attributes, in order of assignment."""
 
-    differs_in_training = False  # whether forward is something else than inference, as Dropout's is
-
-    def forward(self, *inputs: Any) -> tuple[Any, Any]:
+    def forward(self, x: Any, packing: AnyPacking | None = None) -> tuple[Any, Any]:
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
-    def backward(self, dy: Any, cache: Any, *rest: Any) -> Any:
+    def backward(self, dy: Any, cache: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.backward")
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Inference: the output alone. A model that holds a Dropout defines it anew, out of its parts' calls."""
-        if any(isinstance(part, Layer) and part.differs_in_training for _, part in _walk(self, "", set())):
-            raise NotImplementedError(
-                f"{type(self).__name__} holds a Dropout: define its __call__ out of its parts' calls, without one"
-            )
-        return self.forward(*inputs, **options)[0]
+    def __call__(self, x: Any, packing: AnyPacking | None = None) -> Any:
+        """Inference: the output alone. A layer that holds a Dropout defines it anew, out of its parts' calls."""
+        if packing is not None and getattr(packing, "step", None) is not None:
+            packing = packing._replace(step=None)  # without which a Dropout that is met drops nothing, but raises
+        return self.forward(x, packing)[0]
 
     def __repr__(self) -> str:
         """Sizes, dtype, backend and number of weights; of a model also those of every layer in it, a line each."""

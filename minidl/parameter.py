@@ -11,7 +11,7 @@ import numpy as np
 
 from . import backend, checks
 from .backend import Array
-from .workspace import ALIGNMENT, own_memory
+from .kernels.cpu.workspace import ALIGNMENT, own_memory
 
 
 class Parameter:

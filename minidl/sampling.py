@@ -6,10 +6,9 @@ from functools import partial
 
 import numpy as np
 
-from . import backend, checks, threads
+from . import backend, checks
 from .backend import Array, Rng
-
-LEAST = 2**16  # logits that are worth a thread
+from .kernels.cpu import cuts, threads
 
 
 def sample(
@@ -41,7 +40,7 @@ def sample(
         raise ValueError("logits hold NaN or +inf, or a row with no finite value; expected one to draw from")
     kept = logits.shape[1] if top_k is None else checks.size("top_k", top_k)
     draws = backend.generator(rng).random((len(logits), 1))
-    parts = threads.split(len(logits), threads.worth(logits.size, LEAST, logits))
+    parts = threads.split(len(logits), threads.cores_for(logits.size, cuts.DRAWS))
     tasks = [partial(_sample, logits[part], top[part], temperature, kept, top_p, draws[part]) for part in parts]
     # drawing for one poem takes less time than a call of `run`, and needs no BLAS that it would hold
     return np.concatenate(threads.run(tasks)) if len(tasks) > 1 else tasks[0]()

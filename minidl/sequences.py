@@ -9,25 +9,45 @@ Sorted by falling length and laid out time-major: all first items, then all seco
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from . import checks
-from .backend import Array, Rng, generator, is_device, of, to_backend
+from .backend import Array, Rng, generator, get, is_device, of, to_backend
 
-if TYPE_CHECKING:
-    from .kernels.embedding import RowsById
+
+class RowsById(NamedTuple):
+    """The rows of a batch of ids (N,), sorted by id; rows of one id keep their order."""
+
+    rows: Array  # (N,) int32
+    starts: Array  # (R + 1,) int32: where in `rows` each of the R ids that occur begins, and the end
+    largest: int  # the largest id, and the smallest: what a layer needs to know to trust them
+    smallest: int
+
+
+class Packing(NamedTuple):
+    """What goes beside a batch's rows through all layers, each of which takes from it what it needs."""
+
+    batch_sizes: Sequence[int] | np.ndarray  # (T,) on the host: how many sequences are alive at each step; never rises
+    order: RowsById | None = None  # of ids on a GPU, sorted on the host: for Embedding
+    step: int | None = None  # the number of the training step, for Dropout; None is inference
+    rows: np.ndarray | None = None  # (N,) on the host: the rows' places in a larger batch, of which this is a part
 
 
 class PackedSequence(NamedTuple):
-    """Rows without holes; the first four fields are those of PyTorch's PackedSequence."""
+    """Rows without holes, and their Packing; the first four fields are those of PyTorch's PackedSequence."""
 
     data: Array  # (N,) ids or (N, ...) rows, on the backend it was packed for
-    batch_sizes: np.ndarray  # (T,) on the host: how many sequences are alive at each step; never rises
+    batch_sizes: np.ndarray  # these as in Packing
     sorted_indices: np.ndarray  # (B,): the caller's index of each sequence in packed order
     unsorted_indices: np.ndarray  # (B,): the packed place of each of the caller's sequences
-    order: RowsById | None = None  # of ids on a GPU, sorted on the host, for Embedding.forward
+    order: RowsById | None = None
+    step: int | None = None
+    rows: np.ndarray | None = None
+
+
+AnyPacking = Packing | PackedSequence
 
 
 def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
@@ -97,26 +117,37 @@ def _packed(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, backend: 
     data = rows[_time_major(starts[order], batch_sizes)]
     if data.dtype.kind in "iu":
         data = _int32("ids", data)
-    places = (batch_sizes, order, np.argsort(order, kind="stable"))
+    batch = PackedSequence(data, batch_sizes, order, np.argsort(order, kind="stable"))
     if backend == "cupy" and data.ndim == 1 and data.dtype == np.int32:
-        from .kernels import embedding
-
-        by_id, (data,) = embedding.upload(data)
-        return PackedSequence(data, *places, by_id)
-    return PackedSequence(to_backend(data, backend), *places)
+        by_id, (data,) = upload(data)
+        return batch._replace(data=data, order=by_id)
+    return batch._replace(data=to_backend(data, backend))
 
 
 def place(ids: np.ndarray, *others: np.ndarray, like: Array) -> tuple[RowsById | None, list[Array]]:
-    """`ids` and `others`, arrays of integers (N,) on the host, beside `like`: (order, [ids, *others]).
+    """`ids` and `others`, arrays of integers on the host, beside `like`: (order, [ids, *others]).
 
-    For a GPU they are int32 and go there in one upload, together with the order of `ids`, with which
-    `Embedding.forward(ids, order)` needs neither to look at them nor to sort them. On NumPy order is None.
+    A GPU gets them as int32 in one upload, together with the order of `ids`: with this in its packing, `Embedding`
+    needs neither to look at them nor to sort them. On NumPy order is None.
     """
-    if not is_device(like):
-        return None, [ids, *others]
-    from .kernels import embedding
+    return upload(ids, *others) if is_device(like) else (None, [ids, *others])
 
-    return embedding.upload(ids, *others)
+
+def upload(ids: np.ndarray, *others: np.ndarray) -> tuple[RowsById, list[Array]]:
+    """`place` for a GPU."""
+    rows = np.argsort(_narrow(ids), kind="stable").astype(np.int32)
+    ordered = ids[rows]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True]))).astype(np.int32)
+    parts = [rows, starts, *(_int32("ids", array) for array in (ids, *others))]
+    whole = get("cupy").asarray(np.concatenate(parts))
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    there = [whole[end - len(part) : end] for part, end in zip(parts, ends, strict=True)]
+    return RowsById(there[0], there[1], int(ordered[-1]), int(ordered[0])), there[2:]
+
+
+def _narrow(ids: np.ndarray) -> np.ndarray:
+    """As few bytes as hold them: small integers sort in linear time."""
+    return ids if ids.min() < 0 else ids.astype(np.min_scalar_type(int(ids.max())))
 
 
 def unpack(batch: PackedSequence) -> list[Array]:
@@ -168,6 +199,9 @@ def _time_major(starts: np.ndarray, batch_sizes: np.ndarray) -> np.ndarray:
 
 
 def _int32(name: str, ids: np.ndarray) -> np.ndarray:
+    """`ids` as int32. One beyond its range would come round as another id, which nothing on a device checks."""
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {ids.dtype}")
     narrow = ids.astype(np.int32, copy=False)
     if not np.can_cast(ids.dtype, np.int32) and not np.array_equal(narrow, ids):
         raise ValueError(f"{name} hold numbers beyond the range of int32")

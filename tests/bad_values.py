@@ -115,6 +115,13 @@ def batch_sizes(good: list[int]) -> list[Row]:
     return rows(TypeError, **wrong) + rows(ValueError, **values)
 
 
+def packing(good: Any) -> list[Row]:
+    """One of five rows; what is wrong with its sizes is told of batch_sizes."""
+    found = rows(TypeError, **{"None": None, "text": "221", "number": 5, "list": list(good.batch_sizes)})
+    sizes = batch_sizes(list(good.batch_sizes))
+    return found + [(f"sizes {what}", good._replace(batch_sizes=value), error) for what, value, error in sizes]
+
+
 def pair(*, exact: bool) -> Kind:
     """A state (h, c) of two sequences."""
 

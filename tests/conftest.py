@@ -39,7 +39,7 @@ def as_many_threads_afterwards() -> Iterator[None]:
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of tasks in every call of `threads.run` from now on."""
-    from minidl import threads
+    from minidl.kernels.cpu import threads
 
     found: list[int] = []
     run = threads.run

@@ -1,4 +1,4 @@
-"""What each kernel of minidl.kernels computes, in NumPy, for the double of CuPy (device_double).
+"""What each kernel of minidl.kernels.cuda computes, in NumPy, for the double of CuPy (device_double).
 
 A function here has its kernel's name and, after the number of blocks of 256 threads that were launched, its
 signature: arrays as they were given, written in place, and numbers. That the CUDA source computes the same is for
@@ -13,7 +13,20 @@ from typing import Any
 
 import numpy as np
 
+import minidl
+
 THREADS = 256
+
+
+def optimizers_rules() -> list[Any]:
+    """The kernels that are not in a module's KERNELS, since optimizers have theirs beside their rules."""
+
+    def one() -> list[minidl.Parameter]:
+        return [minidl.Parameter(np.zeros(1, np.float32))]
+
+    made = [minidl.SGD(one(), 1.0), minidl.SGD(one(), 1.0, momentum=0.5)]
+    made += [make(one()) for make in (minidl.AdaGrad, minidl.Adadelta, minidl.Adam, minidl.AdamW)]
+    return [optimizer.kernel() for optimizer in made]
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
@@ -169,9 +182,18 @@ def adadelta(data: Any, g: Any, square: Any, moved: Any, lr: Any, rho: Any, rest
 
 
 @rule
-def adam(data: Any, g: Any, mean: Any, square: Any, keep: Any, *numbers: Any) -> None:
+def adam(data: Any, g: Any, mean: Any, square: Any, *numbers: Any) -> None:
+    _adam(data, g, mean, square, *numbers)
+
+
+@rule
+def adamw(data: Any, g: Any, mean: Any, square: Any, keep: Any, *numbers: Any) -> None:
+    data *= keep
+    _adam(data, g, mean, square, *numbers)
+
+
+def _adam(data: Any, g: Any, mean: Any, square: Any, *numbers: Any) -> None:
     b1, rest1, b2, rest2, root, eps, rate = numbers
     mean[...] = b1 * mean + rest1 * g
     square[...] = b2 * square + rest2 * g * g
-    data *= keep
     data -= mean / (np.sqrt(square) * root + eps) * rate

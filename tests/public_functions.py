@@ -75,13 +75,13 @@ def head() -> Any:
     return filled(minidl.LinearCrossEntropy(3, 7, dtype="float64"))
 
 
-def backward(make: Callable[[], Any], width: int, *forward: Any, **more: tuple[Any, Kind]) -> Callable[[], Subject]:
+def backward(
+    make: Callable[[], Any], width: int, *forward: Any, caches: Kind = bad.cache, **more: tuple[Any, Kind]
+) -> Callable[[], Subject]:
     def subject() -> Subject:
         made = make()
         cache = made.forward(*forward)[1]
-        return Subject(
-            made.backward, {"dy": (rows_of(width), bad.upstream), "cache": (cache, bad.cache), **more}, (made,)
-        )
+        return Subject(made.backward, {"dy": (rows_of(width), bad.upstream), "cache": (cache, caches), **more}, (made,))
 
     return subject
 
@@ -89,17 +89,8 @@ def backward(make: Callable[[], Any], width: int, *forward: Any, **more: tuple[A
 def method(make: Callable[[], Any], name: str, **arguments: tuple[Any, Kind]) -> Callable[[], Subject]:
     def subject() -> Subject:
         made = make()
-        return Subject(getattr(made, name), arguments, (made,))
-
-    return subject
-
-
-def inference(make: Callable[[], Any], x: tuple[Any, Kind]) -> Callable[[], Subject]:
-    """Of a layer whose __call__ is Layer's."""
-
-    def subject() -> Subject:
-        made = make()
-        return Subject(made.__call__, {"inputs": x}, (made,), {"inputs": "x"})
+        words = {"x": "ids"} if isinstance(made, minidl.Embedding) else {}
+        return Subject(getattr(made, name), arguments, (made,), words)
 
     return subject
 
@@ -414,16 +405,39 @@ LAYERS: dict[str, Callable[[], Any]] = {
     "LSTM": lstm,
     "Embedding": embedding,
     "LinearCrossEntropy": head,
+    "Sequential": lambda: sequential(),
 }
+PACKING = (minidl.Packing(SIZES), bad.packing)
 X, STATE, DSTATE = (rows_of(3), bad.matrix), (rows_of(4, 3), rows_of(4, 3)), (rows_of(4, 2), rows_of(4, 2))
 IDS, TARGETS = (np.array([0, 6, 3]), bad.ids(7)), (np.array([0, 6, 3, 3, 1]), bad.ids(7, fixed_rows=True))
-TOTAL, STEP = (2.5, bad.number(0, none=True)), (3, bad.integer(0))
-SHAPE, PLACE = ((2, 3), bad.shape()), (np.array([3, 1, 2, 0, 9]), nothing)
+TOTAL = (2.5, bad.number(0, none=True))
+SHAPE = ((2, 3), bad.shape())
 
 
 def places(good: np.ndarray) -> list[Row]:
     wrong = {"text": "x", "number": 1, "fewer": good[:-1], "2-D": good[None], "floats": good * 1.0, "bools": good > 0}
     return rows(ValueError, **wrong, negative=-1 - good, ragged=[[1], [1, 2]])
+
+
+def dropouts_packing(good: minidl.Packing) -> list[Row]:
+    """Its step and its rows; of batch_sizes Dropout asks nothing."""
+    found = rows(TypeError, **{"None": None, "text": "x", "list": SIZES, "no step": good._replace(step=None)})
+    found += [(f"step {what}", good._replace(step=value), error) for what, value, error in bad.integer(0)(None)]
+    return found + [(f"rows {what}", good._replace(rows=value), error) for what, value, error in places(good.rows)]
+
+
+def sequential() -> Any:
+    made = minidl.Linear(3, 3, dtype="float64"), minidl.LSTM(3, 4, dtype="float64"), minidl.Dropout(0.0)
+    return filled(minidl.Sequential(*made))
+
+
+def no_layers(_: Any) -> list[Row]:
+    return rows(TypeError, **{"None": None, "text": "x", "list": [linear()], "class": minidl.Linear, "function": abs})
+
+
+def caches(good: list[Any]) -> list[Row]:
+    found = bad.cache(good) + rows(ValueError, fewer=good[:-1], more=[*good, None], none=[])
+    return found + rows(TypeError, **{"of other layers": good[::-1]})
 
 
 def subjects() -> dict[str, Callable[[], Subject]]:
@@ -432,31 +446,35 @@ def subjects() -> dict[str, Callable[[], Subject]]:
         "Linear.__init__": layer(
             minidl.Linear, in_features=(3, bad.size), out_features=(4, bad.size), bias=(True, nothing)
         ),
-        "Linear.forward": method(linear, "forward", x=X),
-        "Linear.__call__": inference(linear, X),
+        "Linear.forward": method(linear, "forward", x=X, packing=(None, nothing)),
+        "Linear.__call__": method(linear, "__call__", x=X, packing=(None, nothing)),
         "Linear.backward": backward(linear, 4, rows_of(3)),
         "LSTM.__init__": layer(minidl.LSTM, input_size=(3, bad.size), hidden_size=(4, bad.size)),
-        "LSTM.forward": method(
-            lstm, "forward", x=X, batch_sizes=(SIZES, bad.batch_sizes), state=(STATE, bad.pair(exact=False))
-        ),
-        "LSTM.__call__": method(
-            lstm, "__call__", x=X, batch_sizes=(SIZES, bad.batch_sizes), state=(STATE, bad.pair(exact=False))
-        ),
-        "LSTM.backward": backward(lstm, 4, rows_of(3), SIZES, dstate=(DSTATE, bad.pair(exact=True))),
+        "LSTM.forward": method(lstm, "forward", x=X, packing=PACKING, state=(STATE, bad.pair(exact=False))),
+        "LSTM.__call__": method(lstm, "__call__", x=X, packing=PACKING),
+        "LSTM.step": method(lstm, "step", x=(rows_of(3, 2), bad.matrix), state=(DSTATE, bad.pair(exact=True))),
+        "LSTM.backward": backward(lstm, 4, rows_of(3), PACKING[0], dstate=(DSTATE, bad.pair(exact=True))),
         "Embedding.__init__": layer(minidl.Embedding, num_embeddings=(7, bad.size), embedding_dim=(3, bad.size)),
-        "Embedding.forward": method(embedding, "forward", ids=IDS, order=(None, nothing)),  # order: a GPU's alone
-        "Embedding.__call__": method(embedding, "__call__", ids=IDS),
+        "Embedding.forward": method(embedding, "forward", x=IDS, packing=(None, nothing)),  # it is for a GPU
+        "Embedding.__call__": method(embedding, "__call__", x=IDS, packing=(None, nothing)),
         "Embedding.backward": backward(embedding, 3, np.array([0, 6, 3, 3, 1])),
         "Dropout.__init__": layer(minidl.Dropout, p=(0.5, bad.number(0, 1, open_low=False))),
         "Dropout.forward": method(
             lambda: minidl.Dropout(0.5, rng=0),
             "forward",
             x=(rows_of(3), bad.any_width),
-            step=STEP,
-            rows=(PLACE[0], places),
+            packing=(minidl.Packing(SIZES, step=3, rows=np.array([3, 1, 2, 0, 9])), dropouts_packing),
         ),
-        "Dropout.__call__": method(lambda: minidl.Dropout(0.5, rng=0), "__call__", x=(rows_of(3), bad.any_width)),
-        "Dropout.backward": backward(lambda: minidl.Dropout(0.5, rng=0), 3, rows_of(3)),
+        "Dropout.__call__": method(
+            lambda: minidl.Dropout(0.5, rng=0), "__call__", x=(rows_of(3), bad.any_width), packing=(None, nothing)
+        ),
+        "Dropout.backward": backward(lambda: minidl.Dropout(0.5, rng=0), 3, rows_of(3), minidl.Packing(SIZES, step=3)),
+        "Sequential.__init__": lambda: Subject(
+            minidl.Sequential, {"layers": (linear(), no_layers)}, words={"layers": "layer"}
+        ),
+        "Sequential.forward": method(sequential, "forward", x=X, packing=(PACKING[0]._replace(step=1), bad.packing)),
+        "Sequential.__call__": method(sequential, "__call__", x=X, packing=PACKING),
+        "Sequential.backward": backward(sequential, 4, rows_of(3), PACKING[0]._replace(step=1), caches=caches),
         "LinearCrossEntropy.__init__": layer(
             minidl.LinearCrossEntropy, in_features=(3, bad.size), num_classes=(7, bad.size), weight=(None, weights)
         ),
@@ -543,6 +561,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
                 "layer": (minidl.Linear(3, 2, dtype="float64"), no_layer),
                 "inputs": X,
                 "rng": (0, bad.rng),
+                "state": (None, nothing),  # what it is, is the layer's to say
             },
             words={"layer": "", "inputs": ""},
         ),

@@ -13,9 +13,7 @@ from unittest import mock
 import numpy as np
 
 import minidl
-from minidl import backend, losses, optimizers, sampling, threads
-from minidl.layers import dropout as dropout_layer
-from minidl.layers import lstm
+from minidl.kernels.cpu import cuts, threads
 
 TOKENS, WIDTH, HIDDEN = 11, 5, 6
 RAGGED = [7, 6, 6, 4, 3, 3, 2, 1, 1]
@@ -37,20 +35,11 @@ def number_of_threads(n: int) -> Iterator[None]:
 def cut_for(n: int) -> Iterator[None]:
     """`n` threads, and everything that is cut for threads or blocks is cut at sizes as small as these."""
     with contextlib.ExitStack() as stack:
-        for module in (backend, dropout_layer, lstm, losses, optimizers, sampling):
-            names = [name for name in vars(module) if name.startswith("LEAST")]
-            assert names, f"{module.__name__} has no threshold"
-            for name in names:
-                stack.enter_context(mock.patch.object(module, name, 1))
-        for module, name, value in (
-            (lstm, "BLOCK_ROWS", 9),
-            (lstm, "STRIP", 4 * HIDDEN),
-            (losses, "BLOCK_BYTES", 3 * TOKENS * 8),
-            (losses, "STRIP_BYTES", 2 * TOKENS * 8),
-            (dropout_layer, "BLOCK", 16),
-            (optimizers, "BLOCK", 16),
-        ):
-            stack.enter_context(mock.patch.object(module, name, value))
+        small = {name: 1 for name in ("PRODUCT", "NUMBERS", "STEP", "DRAWS")}
+        small |= {"BLOCK": 4 * HIDDEN, "LOGITS_BYTES": 3 * TOKENS * 8}
+        assert {*small, "POOLED_BYTES"} == {name for name in vars(cuts) if name.isupper()}
+        for name, value in small.items():
+            stack.enter_context(mock.patch.object(cuts, name, value))
         stack.enter_context(number_of_threads(n))
         yield
 
@@ -65,18 +54,15 @@ class Model(minidl.Layer):
         self.dropouts = [minidl.Dropout(0.25, rng=seed, **options) for seed in (1, 2)]
         self.lstms = [minidl.LSTM(width, hidden, rng=3, **options), minidl.LSTM(hidden, hidden, rng=4, **options)]
         self.head = minidl.LinearCrossEntropy(hidden, tokens, rng=5, **options)
+        (first, second), (lower, upper) = self.dropouts, self.lstms
+        self.above = minidl.Sequential(first, lower, second, upper)
 
     def forward_backward(self, ids: np.ndarray, sizes: list[int], targets: np.ndarray, step: int) -> tuple[Any, Any]:
         """(loss, the gradient that reaches the embedding)."""
         x, embedded = self.embedding.forward(ids)
-        caches = []
-        for dropout, layer in zip(self.dropouts, self.lstms, strict=True):
-            dropped, mask = dropout.forward(x, step)
-            (x, _), walked = layer.forward(dropped, sizes)
-            caches.append((mask, walked))
-        loss, dx = self.head.forward_backward(x, targets)
-        for dropout, layer, (mask, walked) in reversed(list(zip(self.dropouts, self.lstms, caches, strict=True))):
-            dx = dropout.backward(layer.backward(dx, walked)[0], mask)
+        h, caches = self.above.forward(x, minidl.Packing(sizes, step=step))
+        loss, dh = self.head.forward_backward(h, targets)
+        dx = self.above.backward(dh, caches)
         self.embedding.backward(dx, embedded)
         return loss, dx
 

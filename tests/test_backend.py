@@ -9,7 +9,6 @@ import device_double
 import numpy as np
 import pytest
 from helpers import refuses
-from small_model import cut_for
 
 import minidl
 from minidl import backend
@@ -97,44 +96,3 @@ def test_generator_refuses_what_is_no_seed(rng: Any) -> None:
 def test_generator_refuses_a_negative_seed() -> None:
     with refuses(ValueError, "rng", "at least 0", "-1"):
         backend.generator(-1)
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])
-def test_add_rows_adds_repeated_ids_and_leaves_the_others(dtype: Any) -> None:
-    rng = np.random.default_rng(0)
-    ids, rows = np.array([4, 1, 4, 4, 0, 1], dtype), rng.normal(size=(6, 3))
-    start = rng.normal(size=(6, 3))
-    target, expected = start.copy(), start.copy()
-    backend.add_rows(target, ids, rows)
-    for place, row in zip(ids, rows, strict=True):
-        expected[place] += row
-    np.testing.assert_allclose(target, expected, rtol=1e-14)
-    assert target[[2, 3, 5]].tobytes() == start[[2, 3, 5]].tobytes()
-
-
-IDS = {
-    "all equal": lambda rng, rows: np.full(rows, 3),
-    "all different": lambda rng, rows: rng.permutation(rows),
-    "any": lambda rng, rows: rng.integers(0, rows, rows),
-    "as words are": lambda rng, rows: np.minimum(rng.zipf(1.2, rows), rows) - 1,
-    "in order": lambda rng, rows: np.sort(rng.integers(0, min(20, rows), rows)),
-}
-
-
-@pytest.mark.parametrize("ids", IDS.values(), ids=IDS.keys())
-@pytest.mark.parametrize("rows", [1, 2, 37, 1000])
-@pytest.mark.parametrize("n", [1, 2, 4])
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-4), ("float64", 1e-12)])
-def test_add_rows_equals_numpys_own(ids: Any, rows: int, n: int, dtype: str, tolerance: float) -> None:
-    rng = np.random.default_rng(rows)
-    drawn, values = ids(rng, rows), rng.normal(size=(7, rows)).astype(dtype).T
-    target = rng.normal(size=(rows + 4, 7)).astype(dtype)
-    expected, before = target.astype(np.float64), target.copy()
-    np.add.at(expected, drawn, values.astype(np.float64))
-    kept = drawn.tobytes(), values.tobytes()
-    with cut_for(n):
-        backend.add_rows(target, drawn, values)
-    np.testing.assert_allclose(target, expected, rtol=tolerance, atol=tolerance)
-    untouched = np.setdiff1d(np.arange(rows + 4), drawn)
-    assert target[untouched].tobytes() == before[untouched].tobytes()
-    assert (drawn.tobytes(), values.tobytes()) == kept

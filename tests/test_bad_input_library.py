@@ -37,7 +37,7 @@ def made(name: str) -> tuple[Subject, dict[str, Any]]:
 
 
 def called(subject: Subject, arguments: dict[str, Any]) -> Any:
-    positional = [arguments.pop("inputs")] if "inputs" in arguments else []
+    positional = [arguments.pop(name) for name in ("inputs", "layers") if name in arguments]
     if positional and "layer" in arguments:
         positional.insert(0, arguments.pop("layer"))
     return subject.call(*positional, **arguments)
@@ -62,6 +62,8 @@ def test_a_bad_argument_is_told_in_one_line_and_changes_nothing(name: str, param
         subject, arguments = made(name)
         arguments[parameter] = value
         word = (subject.words or {}).get(parameter, parameter)
+        if what.startswith("sizes "):
+            word = "batch_sizes"
         try:
             with refuses(error, "" if error is MemoryError else word, keep=[subject.keep, list(arguments.values())]):
                 called(subject, arguments)
@@ -74,6 +76,8 @@ def test_a_bad_argument_is_told_in_one_line_and_changes_nothing(name: str, param
 
 def strided(value: Any, how: str) -> Any:
     """Arrays in `value` as views of the same numbers that are not contiguous, or in Fortran's order."""
+    if isinstance(value, minidl.Packing):  # its rows are the host's, and read one by one
+        return value
     if isinstance(value, tuple):
         return tuple(strided(part, how) for part in value)
     if not isinstance(value, np.ndarray) or value.ndim == 0:
@@ -87,7 +91,7 @@ def strided(value: Any, how: str) -> Any:
 ARRAYS = [
     name
     for name in SUBJECTS
-    if name.split(".")[-1] in ("forward", "backward", "__call__", "forward_backward", "logits")
+    if name.split(".")[-1] in ("forward", "backward", "__call__", "step", "forward_backward", "logits")
     or name in ("softmax_cross_entropy", "sample", "to_host")
 ]
 

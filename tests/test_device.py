@@ -39,7 +39,6 @@ class Model(minidl.Layer):
     """Embedding, LSTM, dropout, and a head that shares the embedding's weight."""
 
     def __init__(self, backend: str, dtype: str) -> None:
-        super().__init__()
         options: Any = {"backend": backend, "dtype": dtype}
         self.embedding = minidl.Embedding(5, 4, rng=0, **options)
         self.lstm = minidl.LSTM(4, 4, rng=1, **options)
@@ -47,11 +46,12 @@ class Model(minidl.Layer):
         self.head = minidl.LinearCrossEntropy(4, 5, weight=self.embedding.weight, rng=3, **options)
 
     def forward_backward(self, batch: Any, targets: Any, step: int) -> Any:
-        x, embedded = self.embedding.forward(batch.data, batch.order)
-        (y, _), walked = self.lstm.forward(x, batch.batch_sizes)
-        h, dropped = self.dropout.forward(y, step)
+        packing = batch._replace(step=step)
+        x, embedded = self.embedding.forward(batch.data, packing)
+        y, walked = self.lstm.forward(x, packing)
+        h, dropped = self.dropout.forward(y, packing)
         loss, dh = self.head.forward_backward(h, targets)
-        dx, _ = self.lstm.backward(self.dropout.backward(dh, dropped), walked)
+        dx = self.lstm.backward(self.dropout.backward(dh, dropped), walked)
         self.embedding.backward(dx, embedded)
         return loss
 
@@ -131,14 +131,15 @@ def test_states_and_chunks_stay_on_the_device(cupy: Any) -> None:
 
         given, asked = (tuple(map(there, pair)) for pair in (state, dstate))
         cupy.syncs.clear()
-        (y1, middle), first = lstm.forward(there(x[:5]), [3, 2], given)
-        (y2, last), second = lstm.forward(there(x[5:]), [2, 1], middle)
-        dx2, back = lstm.backward(there(dy[5:]), second, asked)
-        dx1, start = lstm.backward(there(dy[:5]), first, back)
-        again = lstm(there(x[:5]), [3, 2], given)[0]
+        y1, first = lstm.forward(there(x[:5]), minidl.Packing([3, 2]), given)
+        y2, second = lstm.forward(there(x[5:]), minidl.Packing([2, 1]), first.state)
+        dx2 = lstm.backward(there(dy[5:]), second, asked)
+        dx1 = lstm.backward(there(dy[:5]), first, second.dstate)
+        again = lstm(there(x[:5]), minidl.Packing([3, 2]))
         assert cupy.syncs == []
         grads = [p.grad for p in lstm.parameters()]
-        results.append([minidl.to_host(array) for array in (y1, y2, *last, dx1, dx2, *start, again, *grads)])
+        arrays = (y1, y2, *first.state, *second.state, dx1, dx2, *second.dstate, *first.dstate, again, *grads)
+        results.append([minidl.to_host(array) for array in arrays])
     for got, expected in zip(results[1], results[0], strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
 
@@ -172,7 +173,8 @@ def test_the_same_seed_gives_the_same_model_and_the_same_mask() -> None:
     for name, values in host.state_dict().items():
         assert values.tobytes() == device.state_dict()[name].tobytes(), name
     x = np.ones((50, 20), np.float32)
-    masks = [layer.dropout.forward(there, 3)[0] for layer, there in ((host, x), (device, minidl.to_backend(x, "cupy")))]
+    packing, both = minidl.Packing([50], step=3), ((host, x), (device, minidl.to_backend(x, "cupy")))
+    masks = [model.dropout.forward(there, packing)[0] for model, there in both]
     assert (minidl.to_host(masks[1]) == masks[0]).all()
 
 
@@ -251,8 +253,8 @@ def test_printing_never_waits(cupy: Any) -> None:
 class Bounded(minidl.SGD):
     """A rule of one's own, which has no kernel: p = p - lr g / (|g| + 1)."""
 
-    def _update(self, lr: float, data: Any, grad: Any, *state: Any) -> None:
-        data -= lr * grad / (abs(grad) + 1)
+    def _update(self, n: Any, data: Any, grad: Any, *state: Any) -> None:
+        data -= n.lr * grad / (abs(grad) + 1)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cupy"])
@@ -414,15 +416,19 @@ def layers_and_arrays(backend: str) -> dict[str, tuple[Any, Callable[[Any], Any]
     )
     there = minidl.to_backend(rows, backend)
     linear_cache, embedding_cache = linear.forward(there)[1], embedding.forward([0, 1])[1]
-    lstm_cache = lstm.forward(there, [2])[1]
+    packing = minidl.Packing([2])
+    lstm_cache = lstm.forward(there, packing)[1]
     return {
         "x of Linear": (linear, linear.forward, rows),
         "dy of Linear": (linear, lambda dy: linear.backward(dy, linear_cache), rows),
-        "x of LSTM": (lstm, lambda x: lstm.forward(x, [2]), rows),
-        "h of LSTM": (lstm, lambda h: lstm.forward(there, [2], (h, there)), rows),
-        "c of LSTM": (lstm, lambda c: lstm.forward(there, [2], (there, c)), rows),
+        "x of LSTM": (lstm, lambda x: lstm.forward(x, packing), rows),
+        "h of LSTM": (lstm, lambda h: lstm.forward(there, packing, (h, there)), rows),
+        "c of LSTM": (lstm, lambda c: lstm.forward(there, packing, (there, c)), rows),
         "dy of LSTM": (lstm, lambda dy: lstm.backward(dy, lstm_cache), rows),
         "dstate of LSTM": (lstm, lambda dc: lstm.backward(there, lstm_cache, (there, dc)), rows),
+        "x of a step": (lstm, lstm.step, rows),
+        "h of a step": (lstm, lambda h: lstm.step(there, (h, there)), rows),
+        "c of a step": (lstm, lambda c: lstm.step(there, (there, c)), rows),
         "x of the head": (head, lambda x: head.forward_backward(x, [0, 1]), rows),
         "dy of Embedding": (embedding, lambda dy: embedding.backward(dy, embedding_cache), rows),
     }
@@ -445,7 +451,7 @@ def test_ids_on_a_device_do_not_reach_a_layer_on_the_host(cupy: Any) -> None:
     with refuses(TypeError, "targets is a cupy array", "numpy"):
         minidl.softmax_cross_entropy(np.ones((2, 3)), ids)
     with refuses(TypeError, "batch_sizes", "host"):
-        minidl.LSTM(3, 3).forward(np.ones((1, 3), np.float32), cupy.asarray(np.array([1])))
+        minidl.LSTM(3, 3).forward(np.ones((1, 3), np.float32), minidl.Packing(cupy.asarray(np.array([1]))))
 
 
 def test_what_the_host_must_have_is_asked_for_in_one_line(cupy: Any) -> None:
@@ -455,8 +461,8 @@ def test_what_the_host_must_have_is_asked_for_in_one_line(cupy: Any) -> None:
     for backend in ("numpy", "cupy"):
         with refuses(TypeError, "sequences[1] is a cupy array", "minidl.to_host"):
             minidl.pack([[0], ids], backend=backend)
-    with refuses(TypeError, "rows must be on the host"):
-        minidl.Dropout(0.5).forward(cupy.ones((2, 3)), 0, ids)
+    with refuses(TypeError, "packing.rows must be on the host"):
+        minidl.Dropout(0.5).forward(cupy.ones((2, 3)), minidl.Packing([2], step=0, rows=ids))
     for arguments in (
         (minidl.Linear(3, 2, dtype="float64", backend="cupy"), cupy.ones((2, 3))),
         (minidl.softmax_cross_entropy, cupy.ones((2, 3)), [0, 1]),
@@ -488,7 +494,7 @@ def test_an_empty_parameter_takes_part(make: Any, backend: str) -> None:
 
 def test_dropout_refuses_a_dy_of_the_other_library() -> None:
     layer = minidl.Dropout(0.5, rng=0)
-    _, cache = layer.forward(np.ones((2, 3)))
+    _, cache = layer.forward(np.ones((2, 3)), minidl.Packing([2], step=0))
     with refuses(TypeError, "dy", "cupy", "numpy"):
         layer.backward(minidl.to_backend(np.ones((2, 3)), "cupy"), cache)
 
@@ -606,10 +612,10 @@ def test_the_loss_alone_is_the_hosts() -> None:
 
 
 def test_dropout_on_a_device_takes_the_rows_it_is_told() -> None:
-    rows, masks = np.array([7, 0, 2**40]), []
+    packing, masks = minidl.Packing([3], step=2, rows=np.array([7, 0, 2**40])), []
     for name in ("numpy", "cupy"):
         layer = minidl.Dropout(0.5, dtype="float64", backend=name, rng=0)
-        masks.append(minidl.to_host(layer.forward(minidl.to_backend(np.ones((3, 40)), name), 2, rows)[0]))
+        masks.append(minidl.to_host(layer.forward(minidl.to_backend(np.ones((3, 40)), name), packing)[0]))
     assert np.array_equal(*masks)
 
 
@@ -626,9 +632,9 @@ def test_every_piece_of_a_gradient_on_a_device_is_zeroed() -> None:
 class Averaged(minidl.SGD):
     """A rule of one's own with a state: v = 0.5 v + g, p = p - lr v."""
 
-    def _update(self, lr: float, data: Any, grad: Any, *state: Any) -> None:
+    def _update(self, n: Any, data: Any, grad: Any, *state: Any) -> None:
         state[0][...] = 0.5 * state[0] + grad
-        data -= lr * state[0]
+        data -= n.lr * state[0]
 
 
 def test_a_rule_of_ones_own_counts_its_steps_and_those_left_out() -> None:
@@ -647,6 +653,7 @@ def test_a_single_step_of_inference_is_the_hosts() -> None:
     x, outputs = np.random.default_rng(0).normal(size=(2, 3)), []
     for name in ("numpy", "cupy"):
         lstm = minidl.LSTM(3, 4, dtype="float64", backend=name, rng=0)
-        y, (_, c) = lstm(minidl.to_backend(x, name), [2])
-        outputs.append((minidl.to_host(y), minidl.to_host(c)))
+        state = lstm.step(minidl.to_backend(x, name))
+        y = lstm(minidl.to_backend(x, name), minidl.Packing([2]))
+        outputs.append([minidl.to_host(array) for array in (*state, y)])
     assert np.allclose(outputs[0], outputs[1], rtol=0, atol=1e-14)

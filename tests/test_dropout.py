@@ -13,16 +13,21 @@ from helpers import refuses
 import minidl
 
 
+def at(step: Any = 0, rows: Any = None) -> minidl.Packing:
+    """The packing of a training step; of how the rows lie Dropout asks nothing."""
+    return minidl.Packing([1], step=step, rows=rows)
+
+
 def mask(p: float, shape: tuple[int, int], seed: int = 0, step: int = 0, rows: Any = None) -> np.ndarray:
     """1.0 where a unit is kept, 0.0 where it is dropped."""
-    y, _ = minidl.Dropout(p, dtype="float64", rng=seed).forward(np.ones(shape), step, rows)
+    y, _ = minidl.Dropout(p, dtype="float64", rng=seed).forward(np.ones(shape), at(step, rows))
     return (y != 0).astype(np.float64)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.9])
 def test_gradients(p: float) -> None:
     x = np.random.default_rng(0).normal(size=(4, 5))
-    report = minidl.gradcheck(minidl.Dropout(p, dtype="float64", rng=1), x, 3, rng=0)
+    report = minidl.gradcheck(minidl.Dropout(p, dtype="float64", rng=1), x, at(3), rng=0)
     assert len(report.checks) == 1 and report.max_error < 1e-7
 
 
@@ -31,7 +36,7 @@ def test_gradients(p: float) -> None:
 def test_what_is_kept_is_scaled_and_the_same_units_pass_the_gradient(p: float, dtype: str) -> None:
     x = np.random.default_rng(0).normal(size=(30, 20)).astype(dtype)
     layer = minidl.Dropout(p, dtype=dtype, rng=4)
-    y, cache = layer.forward(x, 7)
+    y, cache = layer.forward(x, at(7))
     kept = y != 0
     assert 0 < kept.mean() < 1
     np.testing.assert_allclose(y[kept], x[kept] / (1 - p), rtol=1e-6)
@@ -46,16 +51,16 @@ def test_inference_is_the_identity() -> None:
     x = np.random.default_rng(0).normal(size=(4, 5))
     layer = minidl.Dropout(0.5, rng=0)
     assert layer(x) is x
-    y, cache = minidl.Dropout(0.0).forward(x)
+    y, cache = minidl.Dropout(0.0).forward(x, at())
     assert (y == x).all() and (minidl.Dropout(0.0).backward(x, cache) == x).all()
 
 
 def test_forward_writes_nothing_and_says_the_same_when_asked_again() -> None:
     layer = minidl.Dropout(0.5, rng=0)
     before, x = copy.deepcopy(vars(layer)), np.ones((6, 5))
-    first = layer.forward(x, 3)[0]
-    layer.forward(x, 4)
-    assert (layer.forward(x, 3)[0] == first).all()
+    first = layer.forward(x, at(3))[0]
+    layer.forward(x, at(4))
+    assert (layer.forward(x, at(3))[0] == first).all()
     assert vars(layer) == before and (x == 1).all()
 
 
@@ -129,8 +134,8 @@ def test_all_pairs_of_rows_agree_no_more_than_chance() -> None:
 def test_two_layers_of_one_generator_differ() -> None:
     rng, x = np.random.default_rng(0), np.ones((20, 20))
     first, second = minidl.Dropout(0.5, rng=rng), minidl.Dropout(0.5, rng=rng)
-    assert (first.forward(x)[0] != second.forward(x)[0]).any()
-    assert (minidl.Dropout(0.5).forward(x)[0] != minidl.Dropout(0.5).forward(x)[0]).any()
+    assert (first.forward(x, at())[0] != second.forward(x, at())[0]).any()
+    assert (minidl.Dropout(0.5).forward(x, at())[0] != minidl.Dropout(0.5).forward(x, at())[0]).any()
 
 
 @pytest.mark.parametrize("p", [1.0, 1.5, -0.1, float("nan"), float("inf")])
@@ -169,7 +174,7 @@ def test_the_constructors_other_arguments_are_checked() -> None:
 )
 def test_a_bad_x_is_refused(x: Any, error: type[Exception], words: list[str], p: float) -> None:
     with refuses(error, "x ", *words):
-        minidl.Dropout(p).forward(x)
+        minidl.Dropout(p).forward(x, at())
 
 
 @pytest.mark.parametrize(
@@ -181,28 +186,40 @@ def test_a_bad_x_is_refused(x: Any, error: type[Exception], words: list[str], p:
     ],
 )
 def test_bad_rows_are_refused(rows: Any, words: list[str]) -> None:
-    with refuses(ValueError, "rows", *words):
-        minidl.Dropout(0.5).forward(np.ones((4, 2)), 0, rows)
+    with refuses(ValueError, "packing.rows", *words):
+        minidl.Dropout(0.5).forward(np.ones((4, 2)), at(0, rows))
 
 
 @pytest.mark.parametrize(("step", "error"), [(-1, ValueError), (1.5, TypeError), ("3", TypeError)])
 def test_a_bad_step_is_refused(step: Any, error: type[Exception]) -> None:
-    with refuses(error, "step"):
-        minidl.Dropout(0.5).forward(np.ones((4, 2)), step)
+    with refuses(error, "packing.step"):
+        minidl.Dropout(0.5).forward(np.ones((4, 2)), at(step))
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (4, 1), (5,), (4, 6)])
 def test_a_dy_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     layer = minidl.Dropout(0.5, rng=0)
-    _, cache = layer.forward(np.ones((4, 5)))
+    _, cache = layer.forward(np.ones((4, 5)), at())
     with refuses(ValueError, "dy", "(4, 5)", shape):
         layer.backward(np.ones(shape), cache)
 
 
-def test_step_0_is_the_default() -> None:
-    x, layer = np.ones((9, 9)), minidl.Dropout(0.5, dtype="float64", rng=0)
-    assert np.array_equal(layer.forward(x)[0], layer.forward(x, 0)[0])
-    assert not np.array_equal(layer.forward(x)[0], layer.forward(x, 1)[0])
+@pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize("packing", [None, minidl.Packing([9]), minidl.pack([np.ones(9)]), [9], 3])
+def test_training_without_a_step_is_refused_and_not_the_same_mask_again(packing: Any, p: float) -> None:
+    with refuses(TypeError, "packing.step", "call"):
+        minidl.Dropout(p).forward(np.ones((9, 9)), packing)
+
+
+def test_every_step_has_a_mask_of_its_own() -> None:
+    assert len({mask(0.5, (9, 9), step=step).tobytes() for step in range(50)}) == 50
+
+
+def test_a_packed_batch_says_the_step() -> None:
+    x, layer = np.ones((5, 9)), minidl.Dropout(0.5, dtype="float64", rng=0)
+    batch = minidl.pack([[1, 2, 3], [4, 5]])
+    assert np.array_equal(layer.forward(x, batch._replace(step=2))[0], layer.forward(x, at(2))[0])
+    assert layer(x, batch._replace(step=2)) is x
 
 
 def test_the_seeds_of_many_layers_all_differ() -> None:
@@ -212,4 +229,4 @@ def test_the_seeds_of_many_layers_all_differ() -> None:
 
 def test_a_p_of_zero_copies_nothing() -> None:
     x = np.ones((2, 3))
-    assert minidl.Dropout(0.0, dtype="float64").forward(x)[0] is x
+    assert minidl.Dropout(0.0, dtype="float64").forward(x, at())[0] is x

@@ -361,7 +361,7 @@ IDS = np.random.default_rng(3).integers(0, V, (7, 4))  # (T, B)
 
 def logits(model: PoemModel) -> np.ndarray:
     """(T, B, V) for IDS."""
-    hidden = model.hidden(IDS.ravel().astype(np.int32), [IDS.shape[1]] * len(IDS))
+    hidden = model.body(IDS.ravel().astype(np.int32), minidl.Packing([IDS.shape[1]] * len(IDS)))
     return model.head.logits(hidden).reshape(*IDS.shape, V)
 
 
@@ -448,7 +448,9 @@ def test_a_step_of_training_ends_in_the_same_weights(torch: Any, optimizer: str,
     before = model.state_dict()
     rate = {"SGD": 1.0, "Adam": 0.1}[optimizer]
     step = getattr(minidl, optimizer)(model.parameters(), lr=rate)
-    model.forward_backward(Batch(*(a.ravel().astype("i4") for a in (IDS, targets)), [IDS.shape[1]] * len(IDS)), 0)
+    model.forward_backward(
+        Batch(*(a.ravel().astype("i4") for a in (IDS, targets)), minidl.Packing([IDS.shape[1]] * len(IDS))), 0
+    )
     step.step()
 
     for layer in range(layers):

@@ -14,8 +14,8 @@ import pytest
 from helpers import refuses
 
 import minidl
-from minidl import kernels
-from minidl.kernels import embedding, launch, optimizers, product
+import minidl.kernels.cuda as kernels
+from minidl.kernels.cuda import embedding, launch, optimizers, product
 
 
 @pytest.fixture(autouse=True)
@@ -23,15 +23,23 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
     return device_double.install(monkeypatch)
 
 
-@pytest.mark.parametrize("name", kernels.sources())
+SOURCES = kernels.sources(*device_kernels.optimizers_rules())
+
+
+@pytest.mark.parametrize("name", SOURCES)
 def test_a_source_is_whole_and_has_its_formula(name: str) -> None:
-    source, kernel = kernels.sources()[name], name.split()[0]
+    source, kernel = SOURCES[name], name.split()[0]
     assert re.search(rf'extern "C" __global__ void {kernel}\(', source)
     assert source.count("{") == source.count("}")
     assert ("typedef double real;" in source) == name.endswith("float64")
     for missing in ("#include", "std::", "INFINITY", "__shfl"):
         assert missing not in source
     assert callable(getattr(device_kernels, kernel))
+
+
+def test_every_optimizers_rule_has_a_kernel() -> None:
+    rules = {"sgd", "momentum", "adagrad", "adadelta", "adam", "adamw"}
+    assert {f"{name} {dtype}" for name in rules for dtype in ("float32", "float64")} <= SOURCES.keys()
 
 
 SCALE = launch.Kernel(r"""
@@ -125,7 +133,7 @@ def test_work_on_another_gpu_than_the_current_one_is_refused(cupy: Any) -> None:
     cupy.calls.clear()
     words = "an array of GPU 0 while GPU 1 is the current one", "`with cupy.cuda.Device(0):`"
     with refuses(ValueError, "the product", *words):
-        layer.forward(x, [2])
+        layer.forward(x, minidl.Packing([2]))
     with refuses(ValueError, "sum_squares", *words):
         optimizers.clip_grad_norm([grad], 1.0)
     assert not {"product", "lstm_forward", "sum_squares"} & set(cupy.calls)
@@ -134,7 +142,7 @@ def test_work_on_another_gpu_than_the_current_one_is_refused(cupy: Any) -> None:
 def test_a_batch_of_another_shape_reaches_no_kernel(cupy: Any) -> None:
     layer, head = minidl.Embedding(5, 4, backend="cupy"), minidl.LinearCrossEntropy(4, 5, backend="cupy")
     batch, other = minidl.pack([[0, 1, 4]], backend="cupy"), minidl.pack([[0, 1]], backend="cupy")
-    _, cache = layer.forward(batch.data, other.order)
+    _, cache = layer.forward(batch.data, other)
     cupy.calls.clear()
     with refuses(ValueError, "order.rows", "(3,)", "(2,)"):
         layer.backward(cupy.zeros((3, 4), "float32"), cache)
@@ -162,7 +170,7 @@ IDS = [[3, 0, 3, 3, 1], [0, 3], [4]]
 def gradient(ids: Any, order: Any, rows: np.ndarray) -> np.ndarray:
     layer = minidl.Embedding(6, 37, dtype="float64", backend="cupy", rng=0)
     layer.weight.grad[...] = 0.5
-    _, cache = layer.forward(ids, order)
+    _, cache = layer.forward(ids, minidl.Packing([len(ids)], order))
     layer.backward(minidl.to_backend(rows, "cupy"), cache)
     return minidl.to_host(layer.weight.grad)
 
@@ -200,7 +208,7 @@ def test_packing_for_a_device_is_one_upload_of_ids_in_their_order(cupy: Any) -> 
 def test_ids_out_of_range_are_known_by_their_order(ids: list[list[int]], wrong: int) -> None:
     batch = minidl.pack(ids, backend="cupy")
     with refuses(IndexError, "ids", wrong, "0 to 5"):
-        minidl.Embedding(6, 3, backend="cupy").forward(batch.data, batch.order)
+        minidl.Embedding(6, 3, backend="cupy").forward(batch.data, batch)
 
 
 def test_ids_that_int32_cannot_hold_do_not_come_round_as_others(cupy: Any) -> None:
@@ -222,20 +230,12 @@ class Model(minidl.Layer):
         self.embedding, self.head = minidl.Embedding(9, 6, **options), minidl.LinearCrossEntropy(6, 9, **options)
         self.dropout = minidl.Dropout(0.5, **options)
         self.lstms = [minidl.LSTM(6, 6, **options) for _ in range(layers)]
+        self.body = minidl.Sequential(self.embedding, self.dropout, *self.lstms, self.dropout)
 
-    def forward_backward(self, ids: Any, order: Any, batch_sizes: Any, targets: Any, step: int) -> Any:
-        x, embedded = self.embedding.forward(ids, order)
-        x, dropped = self.dropout.forward(x, step)
-        caches = []
-        for lstm in self.lstms:
-            (x, _), cache = lstm.forward(x, batch_sizes)
-            caches.append(cache)
-        x, dropped_after = self.dropout.forward(x, step)
-        loss, dx = self.head.forward_backward(x, targets)
-        dx = self.dropout.backward(dx, dropped_after)
-        for lstm, cache in zip(reversed(self.lstms), reversed(caches), strict=True):
-            dx, _ = lstm.backward(dx, cache)
-        self.embedding.backward(self.dropout.backward(dx, dropped), embedded)
+    def forward_backward(self, ids: Any, targets: Any, packing: minidl.Packing) -> Any:
+        h, caches = self.body.forward(ids, packing)
+        loss, dh = self.head.forward_backward(h, targets)
+        self.body.backward(dh, caches)
         return loss
 
 
@@ -248,7 +248,7 @@ def calls_of_a_training_step(cupy: Any, lengths: list[int], layers: int = 1) -> 
         cupy.calls.clear(), cupy.syncs.clear()
         order, (ids, targets) = minidl.sequences.place(x.data, y.data, like=model.head.bias.data)
         optimizer.zero_grad()
-        model.forward_backward(ids, order, x.batch_sizes, targets, step)
+        model.forward_backward(ids, targets, minidl.Packing(x.batch_sizes, order, step))
         minidl.clip_grad_norm(optimizer.params, 1.0)
         optimizer.step()
         calls = list(cupy.calls)

@@ -137,10 +137,23 @@ def test_the_base_class_has_no_forward() -> None:
 
 def test_a_model_is_called_like_a_layer() -> None:
     class Twice(minidl.Layer):
-        def forward(self, x: Any) -> tuple[Any, None]:
-            return 2 * x, None
+        def forward(self, x: Any, packing: Any = None) -> tuple[Any, Any]:
+            return 2 * x, packing
 
     assert Twice()(np.ones(2)).tolist() == [2.0, 2.0]
+
+
+def test_a_call_hands_the_packing_on_without_the_step() -> None:
+    class Asks(minidl.Layer):
+        def forward(self, x: Any, packing: Any = None) -> tuple[Any, Any]:
+            return packing, None
+
+    rows = np.arange(3)
+    batch = minidl.pack([[1, 2], [3]])
+    for packing in (minidl.Packing([2, 1], rows=rows), batch._replace(rows=rows)):
+        given = Asks()(rows, packing._replace(step=4))
+        assert type(given) is type(packing) and given.step is None and given.rows is rows
+        assert Asks()(rows, packing) is packing
 
 
 class WithDropout(minidl.Layer):
@@ -148,16 +161,18 @@ class WithDropout(minidl.Layer):
         self.linear = minidl.Linear(3, 3, rng=0)
         self.dropouts = [minidl.Dropout(p, rng=0)]
 
-    def forward(self, *inputs: Any) -> tuple[Any, Any]:
-        y, cache = self.linear.forward(inputs[0])
-        return self.dropouts[0].forward(y)[0], cache
+    def forward(self, x: Any, packing: Any = None) -> tuple[Any, Any]:
+        y, cache = self.linear.forward(x)
+        return self.dropouts[0].forward(y, packing)[0], cache
 
 
-def test_a_model_with_dropout_has_to_say_what_its_inference_is() -> None:
-    x = np.ones((2, 3), np.float32)
-    with refuses(NotImplementedError, "WithDropout", "Dropout", "__call__"):
-        WithDropout(0.5)(x)
-    np.testing.assert_array_equal(WithDropout(0.0)(x), WithDropout(0.0).linear(x))
+@pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize(
+    "packing", [None, minidl.Packing([2]), minidl.Packing([2], step=3)], ids=["none", "bare", "step"]
+)
+def test_a_layer_with_dropout_has_to_say_what_its_inference_is(packing: Any, p: float) -> None:
+    with refuses(TypeError, "Dropout.forward", "packing.step", "for inference call the layer"):
+        WithDropout(p)(np.ones((2, 3), np.float32), packing)
 
 
 def test_two_parameters_of_one_name_are_refused() -> None:

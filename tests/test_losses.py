@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_model import cut_for
 
 import minidl
-from minidl import losses
+from minidl.kernels.cpu import cuts, softmax
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(7, 3))
@@ -45,7 +45,7 @@ def test_gradients() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])
 def test_gradients_when_the_logits_are_made_in_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "BLOCK_BYTES", rows * 9 * 8)
+    monkeypatch.setattr(cuts, "LOGITS_BYTES", rows * 9 * 8)
     assert minidl.gradcheck(head(), X, TARGETS, rng=0).max_error < 1e-7
 
 
@@ -103,22 +103,18 @@ def test_a_constant_added_to_a_row_changes_nothing() -> None:
     classes=st.integers(1, 9),
     width=st.integers(1, 4),
     block=st.integers(1, 5),
-    strip=st.integers(0, 4),
     scale=st.sampled_from([0.1, 1.0, 300.0]),
     n=st.integers(1, 4),
 )
-def test_the_fused_loss_is_the_textbooks(
-    rows: int, classes: int, width: int, block: int, strip: int, scale: float, n: int
-) -> None:
-    """With blocks and strips of any number of rows, more threads than rows, and logits that need a shift."""
+def test_the_fused_loss_is_the_textbooks(rows: int, classes: int, width: int, block: int, scale: float, n: int) -> None:
+    """With blocks of any number of rows, more threads than rows, and logits that need a shift."""
     rng = np.random.default_rng([rows, classes, width])
     layer = filled(minidl.LinearCrossEntropy(width, classes, dtype="float64"), scale=scale)
     x, targets = rng.normal(size=(rows, width)), rng.integers(0, classes, rows)
     logits = x @ layer.weight.data.T + layer.bias.data
     loss, dlogits = minidl.softmax_cross_entropy(logits, targets)
     with cut_for(n), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "BLOCK_BYTES", block * classes * 8)
-        patch.setattr(losses, "STRIP_BYTES", strip * classes * 8)
+        patch.setattr(cuts, "LOGITS_BYTES", block * classes * 8)
         fused, dx = layer.forward_backward(x, targets)
         alone = layer(x, targets)
     for got, expected in (
@@ -192,7 +188,7 @@ def test_logits_near_the_limit_of_what_is_not_shifted(
     nearness: float, sign: int, total: float, dtype: str, tolerance: float
 ) -> None:
     """All logits of a row at one end, many classes: sums of 1e29 or 1e-23."""
-    rng, far, targets = np.random.default_rng(0), nearness * losses.SAFE - 1.5, np.arange(40) * 70
+    rng, far, targets = np.random.default_rng(0), nearness * softmax.SAFE - 1.5, np.arange(40) * 70
     layer = minidl.LinearCrossEntropy(2, 3000, dtype=dtype)
     layer.weight.data[...] = np.column_stack([np.full(3000, sign), rng.uniform(-1, 1, 3000)])
     x = np.column_stack([np.full(40, far), rng.uniform(-1, 1, 40)]).astype(dtype)
@@ -249,14 +245,13 @@ def test_one_class_costs_nothing(bias: float, dtype: str) -> None:
 
 
 def test_float32_is_as_exact_as_float32_can_be() -> None:
-    """At a size like a report's: 500 rows of 64 units, 700 classes, in strips and blocks and two threads."""
+    """At a size like a report's: 500 rows of 64 units, 700 classes, in blocks and two threads."""
     rng = np.random.default_rng(0)
     layer = filled(minidl.LinearCrossEntropy(64, 700), scale=0.2)
     x, targets = rng.uniform(-1, 1, (500, 64)).astype(np.float32), rng.integers(0, 700, 500)
     expected = reference(layer, x, targets, 500)
     with cut_for(2), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "BLOCK_BYTES", 130 * 700 * 4)
-        patch.setattr(losses, "STRIP_BYTES", 17 * 700 * 4)
+        patch.setattr(cuts, "LOGITS_BYTES", 130 * 700 * 4)
         found = fused(layer, x, targets, 500)
     assert relative_error(found["loss"], expected["loss"]) < 1e-7
     for name in ("dx", "weight", "bias"):

@@ -4,7 +4,7 @@ A formula is a product of diag[...] and weight matrices. Its Jacobian, (H, *shap
 be the same three ways:
 
     formula    the product itself
-    minidl     rows out of cell_backward and LSTM.backward: a one-hot dL/dh_t in unit k gives row k
+    minidl     rows out of LSTM.backward: a one-hot dL/dh_t in unit k gives row k
     numerical  complex steps, Im f(v + 1e-30 i) / 1e-30, through the cell as written out in `step`: nothing
                is subtracted, so this too is exact to float64's last digits
 """
@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
-from minidl import LSTM
-from minidl.layers import lstm
-from minidl.layers.lstm import LSTMCache, State
-from minidl.layers.lstm_cell import cell_backward, cell_forward, cell_slopes
+from minidl import LSTM, Packing
+from minidl.layers.lstm import State
 
 ROOT = Path(__file__).parents[1]
 H, INPUTS, ROWS = 3, 5, 4
@@ -169,26 +168,11 @@ def rows() -> list[Row]:
     layer, rng = layer_and_rng()
     x = rng.normal(size=(ROWS, INPUTS))
     h_before, c_before = rng.normal(size=(2, ROWS, H))
-    z = x @ layer.weight_ih.data.T + h_before @ layer.weight_hh.data.T + layer.bias.data
-    gates = z.reshape(ROWS, 4, H).transpose(1, 0, 2).copy()  # (4, ROWS, H)
-    h, c = np.empty((2, ROWS, H))
-    gates[[GATES.index(gate) for gate in "ifo"]] /= 2
-    cell_forward(gates, c_before, c, h)
-
+    _, cache = layer.forward(x, Packing([ROWS]), (h_before, c_before))
+    ((_, walk),) = cache.walks
+    gates, c = walk.gates, cache.state[1]
     slope = gates * (1 - gates)
     slope[GATES.index("g")] = 1 - gates[GATES.index("g")] ** 2
-    by_cell: dict[str, list[np.ndarray]] = {name: [] for name in (*GATES, "c", "c_before")}
-    for unit in range(H):
-        (dh, dc, by_c, work), dz = np.zeros((4, ROWS, H)), np.empty((4, ROWS, H))
-        dh[:, unit] = 1
-        cell_slopes(gates, c_before, c, dz, by_c, work)
-        cell_backward(dz, by_c, gates[GATES.index("f")], dh, dc)
-        for number, gate in enumerate(GATES):
-            by_cell[gate].append((dz / slope)[number])
-        by_cell["c_before"].append(dc)
-        by_cell["c"].append(dc / gates[GATES.index("f")])
-
-    _, cache = layer.forward(x, [ROWS], (h_before, c_before))
     found = []
     for row in range(ROWS):
         by_layer: dict[str, list[np.ndarray]] = {}
@@ -196,11 +180,15 @@ def rows() -> list[Row]:
             dy = np.zeros((ROWS, H))
             dy[row, unit] = 1
             zero_grad(layer)
-            dx, (dh_before, _) = layer.backward(dy, cache)
-            for name, value in {"x": dx[row], "h_before": dh_before[row], **named(layer, "grad")}.items():
+            dx = layer.backward(dy, cache)
+            dh_before, dc_before = (part[row] for part in cache.dstate)
+            by_weights = named(layer, "grad")
+            by_state = {"h_before": dh_before, "c_before": dc_before, "c": dc_before / gates[GATES.index("f"), row]}
+            # a bias's gradient is dL/dz of this row, since no other has any
+            by_gate = {gate: by_weights["b_" + gate] / slope[k, row] for k, gate in enumerate(GATES)}
+            for name, value in {"x": dx[row], **by_state, **by_gate, **by_weights}.items():
                 by_layer.setdefault(name, []).append(value)
         jacobians = {name: np.stack(parts) for name, parts in by_layer.items()}
-        jacobians |= {name: np.stack([part[row] for part in parts]) for name, parts in by_cell.items()}
         v = {"x": x[row], "h_before": h_before[row], "c_before": c_before[row], **named(layer)}
         i, f, g, o = gates[:, row]
         found.append(Row(v, i, f, g, o, c[row], jacobians))
@@ -210,7 +198,8 @@ def rows() -> list[Row]:
 def test_the_forward_step(rows: list[Row]) -> None:
     layer, _ = layer_and_rng()
     x, h, c = (np.stack([r.v[name] for r in rows]) for name in ("x", "h_before", "c_before"))
-    y, (h, c) = layer(x, [ROWS], (h, c))
+    y, cache = layer.forward(x, Packing([ROWS]), (h, c))
+    h, c = cache.state
     expected = [step(r.v) for r in rows]
     agree(np.stack([h for h, _ in expected]), y, h)
     agree(np.stack([c for _, c in expected]), np.stack([r.c for r in rows]), c)
@@ -324,7 +313,7 @@ class Run:
     state: State  # (B, H) each
     dy: np.ndarray  # (N, H)
     dstate: State  # (B, H) each
-    cache: LSTMCache
+    cache: Any
 
     def place(self, sequence: int, t: int) -> int:
         """The packed row of a sequence's step t."""
@@ -345,7 +334,8 @@ class Run:
 
     def backward(self) -> Values:
         zero_grad(self.layer)
-        dx, (dh0, dc0) = self.layer.backward(self.dy, self.cache, self.dstate)
+        dx = self.layer.backward(self.dy, self.cache, self.dstate)
+        dh0, dc0 = self.cache.dstate
         return {"x": dx, "h0": dh0, "c0": dc0, **named(self.layer, "grad")}
 
 
@@ -354,7 +344,7 @@ def run() -> Run:
     layer, rng = layer_and_rng()
     x, dy = rng.normal(size=(sum(SIZES), INPUTS)), rng.normal(size=(sum(SIZES), H))
     state, dstate = ((s[0], s[1]) for s in rng.normal(size=(2, 2, len(LENGTHS) + 1, H)))
-    return Run(layer, x, state, dy, dstate, layer.forward(x, SIZES, state)[1])
+    return Run(layer, x, state, dy, dstate, layer.forward(x, Packing(SIZES), state)[1])
 
 
 def bptt(run: Run, paths: str = GATES, cell_road: bool = True) -> Values:
@@ -420,7 +410,8 @@ def test_the_two_roads_are_one_recursion_over_the_pair_h_c(run: Run) -> None:
     for unit in range(2 * H):
         dstate = np.zeros((2, len(LENGTHS) + 1, H))
         dstate[unit // H, sequence, unit % H] = 1
-        _, (dh0, dc0) = run.layer.backward(np.zeros_like(run.dy), run.cache, (dstate[0], dstate[1]))
+        run.layer.backward(np.zeros_like(run.dy), run.cache, (dstate[0], dstate[1]))
+        dh0, dc0 = run.cache.dstate
         found[unit] = np.concatenate([dh0[sequence], dc0[sequence]])
     np.testing.assert_allclose(found, both, rtol=1e-12, atol=1e-14)
     assert relative_error(h_alone, both[:H, :H]) > 0.5
@@ -483,11 +474,11 @@ def test_the_scripts_cuts_are_the_recursions(script: ModuleType, run: Run, candi
     undisturbed = Run(**{**vars(run), "dstate": tuple(np.zeros_like(part) for part in run.dstate)})
     expected = bptt(undisturbed, GATES if candidate else "ifo", cell_road)
     zero_grad(run.layer)
-    dx, (dh0, dc0) = script.backward(run.layer, run.dy, run.cache, candidate, cell_road)
+    _, caches = script.forward(run.layer, run.x, SIZES, run.state)
+    dx, (dh0, dc0) = script.backward(run.layer, run.dy, caches, candidate, cell_road)
     got = {"x": dx, "h0": dh0, "c0": dc0, **named(run.layer, "grad")}
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-12, atol=1e-14, err_msg=name)
-    assert lstm.cell_backward is cell_backward
     for name, value in named(run.layer).items():
         assert np.array_equal(value, before[name])
 
@@ -506,7 +497,7 @@ def runs_of(lines: Sequence[str], length: int) -> Iterator[list[str]]:
 
 
 def test_the_documents_code_is_the_codes() -> None:
-    files = ("minidl/layers/lstm_cell.py", "minidl/layers/lstm.py")
+    files = ("minidl/layers/lstm.py", "minidl/kernels/cpu/lstm.py")
     source = [line for file in files for line in stripped((ROOT / file).read_text(encoding="utf-8"))]
     blocks = re.findall(r"^```python\n(.*?)^```$", document(), flags=re.DOTALL | re.MULTILINE)
     assert len(blocks) > 5

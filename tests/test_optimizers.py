@@ -13,6 +13,7 @@ from helpers import refuses, relative_error, snapshot
 
 import minidl
 from minidl import optimizers
+from minidl.kernels.cpu import cuts
 
 Params = list[minidl.Parameter]
 MAKERS: dict[str, Callable[[Params], Any]] = {
@@ -235,10 +236,10 @@ def test_load_state_dict_refuses_values_that_would_become_infinite() -> None:
 def test_a_parameter_larger_than_a_block_is_one_parameter(
     make: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = optimizers.BLOCK * 2 + 1234
+    size = cuts.BLOCK * 2 + 1234
     results = []
-    for block in (optimizers.BLOCK, 10 * size, 1000):
-        monkeypatch.setattr(optimizers, "BLOCK", block)
+    for block in (cuts.BLOCK, 10 * size, 1000):
+        monkeypatch.setattr(cuts, "BLOCK", block)
         optimizer = make(parameters(dtype, [(3, 3), (size,), (5,)]))
         train(optimizer, 0, 3)
         results.append(snapshot(optimizer))

@@ -12,8 +12,8 @@ import pytest
 from helpers import filled, refuses, snapshot
 
 import minidl
+from minidl.kernels.cpu.workspace import ALIGNMENT
 from minidl.parameter import segments
-from minidl.workspace import ALIGNMENT
 
 SHAPES = [(3, 5), (7,), (1, 1), (4, 4), (16,)]
 

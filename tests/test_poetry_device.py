@@ -26,7 +26,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def batch(seed: int, pads: bool) -> Batch:
     inputs, targets = np.random.default_rng(seed).integers(0, V, (2, sum(SIZES)))
-    return Batch(inputs, targets, SIZES, targets > 2 if pads else None)
+    return Batch(inputs, targets, minidl.Packing(SIZES), targets > 2 if pads else None)
 
 
 def train(backend: str, pads: bool, clear: Any) -> tuple[PoemModel, Mean]:

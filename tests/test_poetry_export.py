@@ -70,7 +70,7 @@ def test_whole_poems_have_the_models_logits_and_states(exported: tuple[PoemModel
     found = session.run(["logits", "next_h", "next_c"], {"ids": IDS, "h": start, "c": start})
     for got, expected in zip(found, steps_of(model, IDS), strict=True):
         assert relative_error(got, expected) < 1e-6
-    hidden = model.hidden(IDS.ravel().astype(np.int32), [IDS.shape[1]] * len(IDS))
+    hidden = model.body(IDS.ravel().astype(np.int32), minidl.Packing([IDS.shape[1]] * len(IDS)))
     assert relative_error(found[0].reshape(-1, V), model.head.logits(hidden)) < 1e-6
 
 

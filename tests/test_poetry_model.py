@@ -75,7 +75,7 @@ def batch(real: bool) -> Batch:
     rng = np.random.default_rng(5)
     sizes = [4, 3, 3, 1]
     inputs, targets = rng.integers(0, V, (2, sum(sizes)))
-    return Batch(inputs, targets, sizes, targets > 2 if real else None)
+    return Batch(inputs, targets, minidl.Packing(sizes), targets > 2 if real else None)
 
 
 class MeanLoss(minidl.Layer):
@@ -126,7 +126,7 @@ def test_forward_backward_gives_the_nats_of_the_forward_pass_alone(real: bool) -
 def test_dropout_works_in_training_only_and_by_the_step(place: int) -> None:
     """Before the first LSTM, between the two, and after the last."""
     model, rows = PoemModel(V, 16, 16, dropout=0.5, layers=2, rng=0), batch(False)
-    for number, dropout in enumerate([*model.input_dropouts, model.output_dropout]):
+    for number, dropout in enumerate(model.dropouts):
         dropout.p = 0.5 * (number == place)
     first, again, other = (float(model.forward_backward(rows, step).real) for step in (1, 1, 2))
     assert first == again != other
@@ -148,7 +148,7 @@ def test_pads_apart_have_the_same_gradient_as_all_in_one_loss() -> None:
 
 def test_real_targets_and_pads_are_told_apart_as_the_mask_says() -> None:
     model, rows = float64_model(), batch(True)
-    h = model.hidden(rows.inputs, rows.batch_sizes)
+    h = model.body(rows.inputs, rows.packing)
     nats = -log_softmax(model.head.logits(h))[np.arange(len(rows.targets)), rows.targets]
     assert rows.real is not None
     real, pads = nats[rows.real].sum(), nats[~rows.real].sum()
@@ -214,7 +214,7 @@ def test_a_saved_model_comes_back_with_the_same_logits(saved: Path) -> None:
     assert np.array_equal(logits, loaded)
     assert np.array_equal(model.next_logits(ids, state)[0], again.next_logits(ids, state_again)[0])
     assert vocabulary.tokens == VOCABULARY.tokens and again.settings == small_model(dropout=0.25).settings
-    assert again.output_dropout.p == 0.25 and (facts["max_length"], facts["note"]) == (9, "山")
+    assert again.dropouts[-1].p == 0.25 and (facts["max_length"], facts["note"]) == (9, "山")
 
 
 def test_the_file_alone_holds_vocabulary_and_settings(saved: Path) -> None:

@@ -59,14 +59,14 @@ def decoded(batches: Iterable[Batch], vocabulary: Vocabulary) -> list[str]:
     """The poems of all batches, from their targets."""
     poems = []
     for batch in batches:
-        ends = np.cumsum(batch.batch_sizes)
-        steps = [batch.targets[end - size : end] for end, size in zip(ends, batch.batch_sizes, strict=True)]
+        ends = np.cumsum(batch.packing.batch_sizes)
+        steps = [batch.targets[end - size : end] for end, size in zip(ends, batch.packing.batch_sizes, strict=True)]
         poems += [vocabulary.decode([step[row] for step in steps if row < len(step)]) for row in range(len(steps[0]))]
     return poems
 
 
 def bits(batches: Iterable[Batch]) -> list[tuple[Any, ...]]:
-    return [(batch.inputs.tobytes(), batch.targets.tobytes(), batch.batch_sizes) for batch in batches]
+    return [(batch.inputs.tobytes(), batch.targets.tobytes(), list(batch.packing.batch_sizes)) for batch in batches]
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -83,10 +83,10 @@ def test_every_poem_comes_once_in_full_batches(batch_size: int) -> None:
     parts = corpus.split(poems)
     for batches, part in zip((list(task.train(rng())), task.validation, task.test), parts, strict=True):
         assert Counter(decoded(batches, task.vocabulary)) == Counter(part)
-    sizes = sorted((batch.batch_sizes[0] for batch in task.train(rng())), reverse=True)
+    sizes = sorted((batch.packing.batch_sizes[0] for batch in task.train(rng())), reverse=True)
     assert task.steps == len(sizes) == -(-len(parts[0]) // batch_size)
     assert set(sizes[:-1]) <= {batch_size} and sum(sizes) == len(parts[0])
-    assert [batch.batch_sizes[0] for batch in task.test] == [1] * len(parts[2])
+    assert [batch.packing.batch_sizes[0] for batch in task.test] == [1] * len(parts[2])
 
 
 def test_vocabulary_and_held_out_batches_are_those_of_the_run_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ TOKENS = [END, UNKNOWN, PAD, "甲", "乙", "月", "，", "丙", "。"]
 def rows(batch: Batch) -> tuple[list[str], list[str]]:
     """Inputs and targets as text, a poem a line: E is the end, P a pad, ? unknown."""
     letters = ["E", "?", "P", *TOKENS[3:]]
-    count = batch.batch_sizes[0]
+    count = batch.packing.batch_sizes[0]
     shaped = [part.reshape(-1, count).T for part in (batch.inputs, batch.targets)]
     inputs, targets = (["".join(letters[index] for index in row) for row in part] for part in shaped)
     return inputs, targets
@@ -49,7 +49,7 @@ def test_rows_and_batches_are_exactly_the_reports() -> None:
         (["甲乙丙月EPP", "月EPPPPP"], ["乙丙月，EPP", "。EPPPPP"]),
     ]
     for batch, lengths in zip((*train, *task.validation), ([5, 3], [1, 4], [5, 2]), strict=True):
-        assert batch.batch_sizes == [2] * 7
+        assert batch.packing.batch_sizes == [2] * 7
         assert batch.real is not None
         assert batch.real.reshape(7, 2).sum(axis=0).tolist() == lengths, "n real targets for n characters"
         assert np.array_equal(batch.real, batch.targets != 2)
@@ -66,8 +66,8 @@ def test_the_real_sizes_split_into_17_batches_and_642_poems() -> None:
     task = report_task(poems)
     train = list(task.train(np.random.default_rng(0)))
     assert task.steps == len(train) == 17
-    assert [batch.batch_sizes for batch in train] == [[256] * 50] * 17
-    assert [batch.batch_sizes for batch in task.validation] == [[256] * 50, [256] * 50, [130] * 50]
+    assert [list(batch.packing.batch_sizes) for batch in train] == [[256] * 50] * 17
+    assert [list(batch.packing.batch_sizes) for batch in task.validation] == [[256] * 50, [256] * 50, [130] * 50]
     assert sum(len(batch.targets) for batch in (*train, *task.validation)) == 4994 * 50
     real = [int(batch.real.sum()) for batch in (*train, *task.validation) if batch.real is not None]
     assert sum(real) == sum(map(len, poems))
@@ -84,7 +84,7 @@ def test_the_split_is_floor_of_nine_tenths_in_whole_batches(batch_size: int) -> 
                 report_task(["甲"] * count, batch_size, 2)
             continue
         task = report_task(["甲"] * count, batch_size, 2)
-        held = sum(batch.batch_sizes[0] for batch in task.validation)
+        held = sum(batch.packing.batch_sizes[0] for batch in task.validation)
         assert (task.steps, held) == (expected, count - expected * batch_size)
 
 
@@ -146,7 +146,7 @@ def test_the_reports_figure_is_over_all_places_and_the_honest_one_over_real_targ
     task, model, line = fitted
     picked, real = [], []
     for batch in task.validation:
-        h = model.hidden(batch.inputs, batch.batch_sizes)
+        h = model.body(batch.inputs, batch.packing)
         logs = log_softmax(model.head.logits(h))
         picked += logs[np.arange(len(logs)), batch.targets].tolist()
         real += [target != task.vocabulary.ids[PAD] for target in batch.targets.tolist()]
@@ -165,7 +165,7 @@ def test_its_training_loss_leaves_pads_out_but_its_gradient_counts_them(fitted: 
     for parameter in model.parameters():
         parameter.grad[...] = 0
     nats = model.forward_backward(batch, 0)
-    h = model.hidden(batch.inputs, batch.batch_sizes)
+    h = model.body(batch.inputs, batch.packing)
     logs = log_softmax(model.head.logits(h))
     pad = task.vocabulary.ids[PAD]
     # dL/dbias over all places, pads among the targets
@@ -192,14 +192,19 @@ def test_the_rows_without_pads_are_the_reports_targets_in_the_reports_parts() ->
         found = []
         for batch in batches:
             real = np.ones(len(batch.targets), bool) if batch.real is None else batch.real
-            starts = np.cumsum([0, *batch.batch_sizes[:-1]])
-            for row in range(batch.batch_sizes[0]):
-                places = [start + row for start, n in zip(starts, batch.batch_sizes, strict=True) if row < n]
+            starts = np.cumsum([0, *batch.packing.batch_sizes[:-1]])
+            for row in range(batch.packing.batch_sizes[0]):
+                places = [start + row for start, n in zip(starts, batch.packing.batch_sizes, strict=True) if row < n]
                 found.append([(int(batch.inputs[k]), int(batch.targets[k])) for k in places if real[k]])
         return sorted(found)
 
     drawn = [list(rows.train(np.random.default_rng(seed))) for seed in (0, 1)]
     assert pairs(drawn[0]) == pairs(drawn[1]) == pairs(report.train(np.random.default_rng(0)))
-    assert [len(batch.batch_sizes) for batch in drawn[0]] != [len(batch.batch_sizes) for batch in drawn[1]], "shuffled"
+    assert [len(batch.packing.batch_sizes) for batch in drawn[0]] != [
+        len(batch.packing.batch_sizes) for batch in drawn[1]
+    ], "shuffled"
     assert pairs(rows.validation) == pairs(rows.test) == pairs(report.test)
-    assert all(batch.batch_sizes[0] == 1 for batch in rows.test) and sum(b.real is not None for b in rows.test) == 0
+    assert (
+        all(batch.packing.batch_sizes[0] == 1 for batch in rows.test)
+        and sum(b.real is not None for b in rows.test) == 0
+    )

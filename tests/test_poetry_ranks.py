@@ -42,21 +42,21 @@ def test_the_shares_of_a_batch_are_its_sequences_each_once(lengths: list[int], s
     whole = batch_of(lengths)
     parts = [ranks.share(whole, rank, size) for rank in range(size)]
     assert [part is None for part in parts] == [rank >= len(lengths) for rank in range(size)]
-    rows = np.concatenate([part.rows for part in parts if part is not None])  # type: ignore[misc]
+    rows = np.concatenate([part.packing.rows for part in parts if part is not None])  # type: ignore[misc]
     assert sorted(rows.tolist()) == list(range(len(whole.inputs)))
     sequences = sequences_of(whole)
     for rank, part in enumerate(parts):
         if part is not None:
             assert part.total == len(whole.inputs)
             assert sequences_of(part) == sequences[rank::size]
-            assert whole.inputs[part.rows].tolist() == part.inputs.tolist()
+            assert whole.inputs[part.packing.rows].tolist() == part.inputs.tolist()
 
 
 def sequences_of(batch: Batch) -> list[list[tuple[int, int]]]:
     """(input, target) along each sequence, by walking the batch sizes."""
-    found: list[list[tuple[int, int]]] = [[] for _ in range(batch.batch_sizes[0])]
+    found: list[list[tuple[int, int]]] = [[] for _ in range(batch.packing.batch_sizes[0])]
     pairs = iter(zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True))
-    for size in batch.batch_sizes:
+    for size in batch.packing.batch_sizes:
         for column in range(size):
             found[column].append(next(pairs))
     assert next(pairs, None) is None

@@ -18,7 +18,8 @@ CHILD = """
     from small_model import cut_for
     from tasks import packed_task
     from training import build_optimizer, fit
-    from minidl import Constant, threads
+    from minidl import Constant
+    from minidl.kernels.cpu import threads
 
     def weights(seed):
         poems = pseudo_poems(60)

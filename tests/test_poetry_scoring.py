@@ -28,7 +28,7 @@ def test_together_it_is_the_loss() -> None:
     model = small_model()
     rows = [[VOCABULARY.ids[BEGIN], *VOCABULARY.encode(poem), VOCABULARY.ids[END]] for poem in POEMS]
     inputs, targets = (minidl.pack([row[part] for row in rows]) for part in (slice(None, -1), slice(1, None)))
-    nats = model.nats(Batch(inputs.data, targets.data, inputs.batch_sizes.tolist())).real
+    nats = model.nats(Batch(inputs.data, targets.data, minidl.Packing(inputs.batch_sizes))).real
     assert sum(found.sum() for found in log_probabilities(model, VOCABULARY, POEMS)) == pytest.approx(-nats, rel=1e-5)
 
 

@@ -36,7 +36,7 @@ def trained(value: float | None, name: str, epochs: int, dropout: float = 0.0) -
 def outputs(model: PoemModel, task: Task) -> np.ndarray:
     """What each hidden unit puts out at every place: (H, N)."""
     batch = task.validation[0]
-    return model.hidden(batch.inputs, batch.batch_sizes).T
+    return model.body(batch.inputs, batch.packing).T
 
 
 def plain_entropy() -> float:

@@ -239,8 +239,8 @@ def test_a_text_of_long_lines_is_cut_into_pieces_and_nothing_is_lost(
     task = settings_of(monkeypatch, "--text", "mine.txt", *SMALL)["task"]
     batches = [*task.train(np.random.default_rng(0)), *task.validation, *task.test]
     assert task.max_length < 700
-    assert max(len(batch.batch_sizes) for batch in batches) == task.max_length + 1
-    pieces = sum(batch.batch_sizes[0] for batch in batches)
+    assert max(len(batch.packing.batch_sizes) for batch in batches) == task.max_length + 1
+    pieces = sum(batch.packing.batch_sizes[0] for batch in batches)
     assert sum(len(batch.targets) for batch in batches) == 20 * 700 + pieces
 
 
@@ -348,7 +348,7 @@ def test_the_default_recipe(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch
     assert seen["pads_count"] is False and seen["clip"] is not None and seen["patience"] >= 1
     task = seen["task"]
     (batch,) = list(task.train(np.random.default_rng(0)))[:1]
-    assert batch.batch_sizes[0] == 256 and batch.real is None and task.test
+    assert batch.packing.batch_sizes[0] == 256 and batch.real is None and task.test
     assert "<pad>" not in task.vocabulary and "<begin>" in task.vocabulary
 
 
@@ -365,8 +365,8 @@ def test_the_reports_recipe(name: str, here: Path, monkeypatch: pytest.MonkeyPat
     assert (seen["epochs"], seen["patience"], seen["clip"], seen["pads_count"]) == (30, 1, None, True)
     model, task = seen["model"], seen["task"]
     assert (model.embedding.embedding_dim, model.lstms[0].hidden_size) == (128, 256)
-    assert model.input_dropouts[0].p == model.output_dropout.p == 0
-    assert task.steps == 2 and [batch.batch_sizes[0] for batch in task.validation] == [88]
+    assert model.dropouts[0].p == model.dropouts[-1].p == 0
+    assert task.steps == 2 and [batch.packing.batch_sizes[0] for batch in task.validation] == [88]
     pads = task.vocabulary.ids["<pad>"]
     assert sum(int((batch.targets != pads).sum()) for batch in task.validation) == 88 * 10
 
@@ -393,11 +393,11 @@ def test_options_reach_the_training(corpus_folder: Path, monkeypatch: pytest.Mon
     assert max(seen["schedule"].rate(step) for step in range(100)) == pytest.approx(0.25)
     assert (seen["epochs"], seen["patience"], seen["clip"]) == (4, 7, 2.5)
     model, task = seen["model"], seen["task"]
-    assert (model.embedding.embedding_dim, model.lstms[0].hidden_size, model.output_dropout.p) == (3, 5, 0)
+    assert (model.embedding.embedding_dim, model.lstms[0].hidden_size, model.dropouts[-1].p) == (3, 5, 0)
     batches = list(task.train(np.random.default_rng(0)))
-    poems = sum(batch.batch_sizes[0] for batch in (*batches, *task.validation, *task.test))
+    poems = sum(batch.packing.batch_sizes[0] for batch in (*batches, *task.validation, *task.test))
     assert poems == 76, "two of eight files of 38 poems"
-    assert max(batch.batch_sizes[0] for batch in batches) == 16
+    assert max(batch.packing.batch_sizes[0] for batch in batches) == 16
 
 
 def test_one_cycle_rises_to_the_rate_and_falls_over_all_epochs(

@@ -61,9 +61,9 @@ def told(epochs: Epochs) -> list[Line]:
 
 
 def unpacked(batch: Batch, part: np.ndarray) -> list[list[int]]:
-    count = batch.batch_sizes[0]
+    count = batch.packing.batch_sizes[0]
     order = np.arange(count)
-    packed = minidl.PackedSequence(part, np.array(batch.batch_sizes), order, order)
+    packed = minidl.PackedSequence(part, np.array(batch.packing.batch_sizes), order, order)
     return [row.tolist() for row in minidl.unpack(packed)]
 
 
@@ -90,7 +90,7 @@ def test_a_row_is_begin_to_the_last_character_and_the_first_to_end() -> None:
 def test_a_batch_is_the_picked_poems_longest_first() -> None:
     batch = Rows(POEMS, VOCABULARY).batch(np.array([1, 4, 2]))
     assert pairs_of([batch]) == expected_pairs([POEMS[2], POEMS[4], POEMS[1]])
-    assert batch.batch_sizes == [3, 3, 2, 2, 1, 1] and batch.real is None
+    assert list(batch.packing.batch_sizes) == [3, 3, 2, 2, 1, 1] and batch.real is None
     assert batch.inputs.dtype == batch.targets.dtype == np.int32
 
 
@@ -122,7 +122,7 @@ def test_every_poem_comes_once_an_epoch(batch_size: int) -> None:
     batches = list(Rows(poems, VOCABULARY).batches(batch_size, 0))
     assert sorted(pairs_of(batches)) == sorted(expected_pairs(poems))
     assert len(batches) == math.ceil(60 / batch_size)
-    assert all(batch.batch_sizes[0] <= batch_size for batch in batches)
+    assert all(batch.packing.batch_sizes[0] <= batch_size for batch in batches)
 
 
 def test_batches_are_of_like_lengths_and_shuffled_anew_each_epoch() -> None:
@@ -130,7 +130,9 @@ def test_batches_are_of_like_lengths_and_shuffled_anew_each_epoch() -> None:
     task = packed_task([poems, poems[:9], poems[:9]], VOCABULARY, 10)
     rng = np.random.default_rng(0)
     first, second = list(task.train(rng)), list(task.train(rng))
-    assert all(len(batch.batch_sizes) - sum(size == 10 for size in batch.batch_sizes) <= 1 for batch in first)
+    assert all(
+        len(batch.packing.batch_sizes) - sum(size == 10 for size in batch.packing.batch_sizes) <= 1 for batch in first
+    )
     assert pairs_of(first) != pairs_of(second)
     assert pairs_of(first) == pairs_of(task.train(np.random.default_rng(0)))
     assert pairs_of(first) != pairs_of(task.train(np.random.default_rng(1)))
@@ -147,8 +149,8 @@ def test_a_task_counts_its_steps_and_its_longest_poem() -> None:
 def test_a_mean_is_over_targets_and_with_pads_over_places() -> None:
     mean = Mean()
     real = np.array([True, True, False, False])
-    mean.add(Nats(3.0, 1.0), Batch(np.zeros(4, int), np.zeros(4, int), [2, 2], real))
-    mean.add(Nats(2.0, 0.0), Batch(np.zeros(3, int), np.zeros(3, int), [3]))
+    mean.add(Nats(3.0, 1.0), Batch(np.zeros(4, int), np.zeros(4, int), minidl.Packing([2, 2]), real))
+    mean.add(Nats(2.0, 0.0), Batch(np.zeros(3, int), np.zeros(3, int), minidl.Packing([3])))
     assert (mean.targets, mean.places) == (5, 7)
     assert mean.loss == pytest.approx(5 / 5) and mean.loss_with_pads == pytest.approx(6 / 7)
 
@@ -421,7 +423,7 @@ def test_the_test_figures_count_targets_and_unknowns() -> None:
     assert (figures["test_targets"], figures["vocabulary_size"], figures["unknown_rate"]) == (10, 14, 0.4)
     nats = 0.0
     for inputs, targets in expected_pairs(strange):
-        h = model.hidden(np.array(inputs), [1] * len(inputs))
+        h = model.body(np.array(inputs), minidl.Packing([1] * len(inputs)))
         nats -= log_softmax(model.head.logits(h))[np.arange(len(targets)), targets].sum()
     assert figures["test_loss"] == pytest.approx(nats / 10, rel=1e-5)
     assert figures["test_perplexity"] == pytest.approx(math.exp(nats / 10), rel=1e-5)

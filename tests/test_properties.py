@@ -21,9 +21,8 @@ from slow_reference import Number
 from small_model import cut_for
 
 import minidl
-from minidl import losses, optimizers, packed
-from minidl.layers import dropout as dropout_layer
-from minidl.layers import lstm as lstm_layer
+from minidl.kernels.cpu import cuts as all_cuts
+from minidl.kernels.cpu import lstm as cpu_lstm
 
 sizes = st.integers(1, 17)
 rows_of_a_batch = st.integers(1, 20)
@@ -38,29 +37,21 @@ layouts, kinds = st.sampled_from(LAYOUTS), st.sampled_from(KINDS)
 
 
 class Cut(NamedTuple):
-    """How work is cut: for how many threads, and into blocks of how many rows or numbers."""
+    """How work is cut: for how many threads, and into blocks of how many rows."""
 
     threads: int
     block: int
-    strip: int
 
     @contextlib.contextmanager
     def __call__(self, width: int) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(cut_for(self.threads))
-            for module, name, value in (
-                (lstm_layer, "BLOCK_ROWS", self.block),
-                (lstm_layer, "STRIP", self.strip * width),
-                (losses, "BLOCK_BYTES", self.block * width * 8),
-                (losses, "STRIP_BYTES", self.strip * width * 8),
-                (dropout_layer, "BLOCK", self.block),
-                (optimizers, "BLOCK", self.block),
-            ):
-                stack.enter_context(mock.patch.object(module, name, value))
+            for name, value in (("BLOCK", self.block * width), ("LOGITS_BYTES", self.block * width * 8)):
+                stack.enter_context(mock.patch.object(all_cuts, name, value))
             yield
 
 
-cuts = st.builds(Cut, st.integers(1, 3), st.integers(1, 20), st.integers(1, 4))
+cuts = st.builds(Cut, st.integers(1, 3), st.integers(1, 20))
 
 
 def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
@@ -130,13 +121,14 @@ def run_twice(layer: Any, inputs: Sequence[Any], dys: Sequence[Any]) -> tuple[An
     weights = [parameter.data for parameter in layer.parameters()]
     before = snapshot(inputs, dys, weights)
     y, cache = layer.forward(*inputs)
+    state = getattr(cache, "state", None)
     kept = snapshot(cache, y)
-    first = layer.backward(dys[0], cache, *dys[1:])
+    first = layer.backward(dys[0], cache, *dys[1:]), getattr(cache, "dstate", None)
     assert snapshot(cache, y) == kept
-    second = layer.backward(dys[0], cache, *dys[1:])
+    second = layer.backward(dys[0], cache, *dys[1:]), getattr(cache, "dstate", None)
     assert snapshot(first) == snapshot(second), "the cache is used up"
     assert snapshot(inputs, dys, weights) == before
-    return y, first
+    return (y, first[0]) if state is None else ((y, state), first)
 
 
 def chain(rows: list[list[Number]], dy: np.ndarray) -> list[tuple[Number, float]]:
@@ -198,13 +190,14 @@ def test_dropout(
     draw = Draw(seed, dtype, layout)
     layer = minidl.Dropout(p, dtype=dtype, rng=seed)
     x, dy = draw.normal(rows, width, kind=kind), draw.normal(rows, width)
-    uncut = layer.forward(x, step)[1]
+    packing = minidl.Packing([rows], step=step)
+    uncut = layer.forward(x, packing)[1]
     kept = np.ones(x.shape, bool) if uncut.scale is None else uncut.scale > 0
     slow_x = slow.numbers(x)
     expected = slow.dropout(slow_x, kept, p)
     slow.gradients(chain(expected, dy))
     with cut(width):
-        y, dx = run_twice(layer, [x, step], [dy])
+        y, dx = run_twice(layer, [x, packing], [dy])
     assert_close(y, expected, "y", dtype)
     assert_close(dx, slow_x, "dx", dtype, gradient=True)
 
@@ -283,13 +276,15 @@ def test_lstm(
 ) -> None:
     case = Case(lengths, inputs, hidden, spare, Draw(seed, dtype, layout), kind)
     case.solve()
-    arguments = [case.x, case.places.batch_sizes, case.state]
+    packing, first = minidl.Packing(case.places.batch_sizes), len(lengths)
     with cut(hidden):
-        (y, state), (dx, dstate) = run_twice(case.layer, arguments, [case.dy, case.dstate])
-        alone, alone_state = case.layer(*arguments)
+        (y, state), (dx, dstate) = run_twice(case.layer, [case.x, packing, case.state], [case.dy, case.dstate])
+        h, c = case.layer.step(case.x[:first], tuple(part[:first] for part in case.state))
     case.check(y, state, dx, dstate, times=2)
-    assert_close(alone, case.y, "y of inference", dtype)
-    assert_close(alone_state[1], case.final[1], "c of inference", dtype)
+    assert_close(h, case.y[:first], "h of one step", dtype)
+    ended = case.places.batch_sizes[1] if len(case.places.batch_sizes) > 1 else 0  # those whose only step it is
+    if ended < first:
+        assert_close(c[ended:], case.final[1][ended:first], "c of one step", dtype)
 
 
 @given(lengths=lengths_lists, hidden=st.integers(1, 6), every=st.integers(1, 8), dtype=dtypes, seed=seeds, cut=cuts)
@@ -304,12 +299,14 @@ def test_a_chunked_lstm_is_the_whole(
     with cut(hidden):
         for first in range(0, len(steps), every):
             some = slice(starts[first], starts[min(first + every, len(steps))])
-            (y, state), cache = case.layer.forward(case.x[some], steps[first : first + every], state)
+            y, cache = case.layer.forward(case.x[some], minidl.Packing(steps[first : first + every]), state)
+            state = cache.state
             caches.append((some, cache))
             ys.append(y)
         dstate, dx = case.dstate, np.empty_like(case.x)
         for some, cache in reversed(caches):
-            dx[some], dstate = case.layer.backward(case.dy[some], cache, dstate)
+            dx[some] = case.layer.backward(case.dy[some], cache, dstate)
+            dstate = cache.dstate
     case.check(np.concatenate(ys), state, dx, dstate, times=1)
 
 
@@ -380,10 +377,12 @@ def test_packing_puts_every_item_in_its_place_and_back(
 @given(lengths=lengths_lists, parts=st.integers(1, 4))
 def test_shards_are_all_sequences_and_their_rows_all_rows(lengths: list[int], parts: int) -> None:
     steps = places_of(lengths).batch_sizes
-    shards = packed.shards(steps, parts)
-    assert [b for shard in shards for b in range(shard.start, shard.stop)] == list(range(len(lengths)))
-    rows = [row for shard in shards for step in packed.steps(steps, shard) for row in range(step.start, step.stop)]
-    assert sorted(rows) == list(range(sum(lengths)))
+    shards, places = cpu_lstm.shards(steps, parts), np.arange(sum(lengths))
+    some = [range(shard.sequences.start, shard.sequences.stop) for shard in shards]
+    assert [b for sequences in some for b in sequences] == list(range(len(lengths)))
+    assert sorted(row for shard in shards for row in places[shard.rows]) == list(places)
+    for shard, sequences in zip(shards, some, strict=True):
+        assert shard.sizes == [alive for n in steps if (alive := len([b for b in sequences if b < n]))]
 
 
 # The reference itself.
@@ -422,7 +421,7 @@ def test_the_references_bounds_are_tight_enough_to_find_a_lost_term() -> None:
     for dtype, part in (("float32", 1e-3), ("float64", 1e-9)):
         case = Case([4, 3, 1], 5, 4, 0, Draw(1, dtype), "usual")
         case.solve()
-        (_, _), cache = case.layer.forward(case.x, case.places.batch_sizes, case.state)
+        _, cache = case.layer.forward(case.x, minidl.Packing(case.places.batch_sizes), case.state)
         case.layer.backward(case.dy, cache, case.dstate)
         grad = case.layer.weight_hh.grad
         assert_close(grad, case.weights["weight_hh"], "weight_hh", dtype, gradient=True)

@@ -17,10 +17,11 @@ import pytest
 from helpers import python, refuses, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
-from small_model import Model, bits, cut_for, gradients, number_of_threads
+from small_model import Model, bits, gradients, number_of_threads
 from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
-from minidl import packed, threads
+from minidl.kernels.cpu import lstm as cpu_lstm
+from minidl.kernels.cpu import threads
 
 COUNTS = [1, 2, 3, 4]
 pytestmark = pytest.mark.usefixtures("as_many_threads_afterwards")
@@ -55,7 +56,12 @@ def test_the_number_of_threads_is_what_was_set_last() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not tie a process to cores")
 def test_the_default_is_the_cores_that_the_process_may_use() -> None:
-    code = "import os; os.sched_setaffinity(0, {}); from minidl import threads; print(threads.get_num_threads())"
+    code = """
+    import os
+    os.sched_setaffinity(0, {})
+    from minidl.kernels.cpu import threads
+    print(threads.get_num_threads())
+    """
     cores = os.sched_getaffinity(0)
     assert python(code.format({min(cores)})) == "1"
     assert 1 <= int(python(code.format(cores))) <= len(cores)
@@ -104,7 +110,64 @@ def test_split_covers_all_in_order_and_nearly_equally(length: int, parts: int) -
 @pytest.mark.parametrize(("work", "expected"), [(0, 1), (9, 1), (19, 1), (20, 2), (39, 3), (40, 4), (1e12, 4)])
 def test_work_is_cut_for_the_threads_as_far_as_it_pays(work: float, expected: int) -> None:
     threads.set_num_threads(4)
-    assert threads.worth(work, 10, np.zeros(1)) == expected
+    found = threads.cores_for(work, 10)
+    assert found == expected and type(found) is int
+    threads.set_num_threads(2)
+    assert threads.cores_for(work, 10) == min(2, expected)
+
+
+def test_work_that_is_no_whole_number_is_cut_by_its_full_parts() -> None:
+    """As the numbers of a mean time step are."""
+    threads.set_num_threads(4)
+    assert [threads.cores_for(work, 2.5) for work in (4.9, 5.0, 7.4, 7.5)] == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("n", COUNTS)
+@given(length=st.integers(1, 60), workers=st.integers(1, 6), pieces=st.integers(1, 30))
+def test_over_goes_over_all_once_and_in_order(length: int, workers: int, pieces: int, n: int) -> None:
+    threads.set_num_threads(n)
+    seen = np.zeros(length, int)
+
+    def task(part: slice) -> tuple[int, int]:
+        seen[part] += 1
+        return part.start, part.stop
+
+    found = threads.over(length, task, workers, pieces)
+    assert (seen == 1).all() and len(found) == min(length, max(workers, pieces))
+    assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])] and found[-1][1] == length
+    sizes = [stop - start for start, stop in found]
+    assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+
+
+@given(length=st.integers(1, 60), workers=st.integers(1, 6))
+def test_over_makes_a_part_for_each_worker_where_no_pieces_are_asked_for(length: int, workers: int) -> None:
+    assert len(threads.over(length, id, workers)) == min(length, workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_parts_of_over_are_shared_by_its_workers_and_no_more(workers: int) -> None:
+    threads.set_num_threads(4)
+    together = threading.Barrier(workers, timeout=10)
+
+    def task(part: slice) -> tuple[str, slice]:
+        together.wait()  # six parts, so two, three or six rounds of all workers
+        return threading.current_thread().name, part
+
+    found = threads.over(12, task, workers, pieces=6)
+    assert len({name for name, _ in found}) == workers
+    assert [part for _, part in found] == [slice(k, k + 2) for k in range(0, 12, 2)]
+
+
+@pytest.mark.parametrize("n", COUNTS)
+def test_the_error_of_the_first_part_is_raised(n: int) -> None:
+    threads.set_num_threads(n)
+
+    def task(part: slice) -> None:
+        if part.start >= 4:
+            raise LookupError(f"part {part.start}")
+
+    with pytest.raises(LookupError, match="part 4"):
+        threads.over(12, task, 3, pieces=6)
 
 
 @given(
@@ -113,13 +176,13 @@ def test_work_is_cut_for_the_threads_as_far_as_it_pays(work: float, expected: in
 )
 def test_shards_have_nearly_equal_sums_of_lengths(lengths: list[int], n: int) -> None:
     sizes = [sum(length > t for length in lengths) for t in range(lengths[0])]
-    with cut_for(n):
-        shards = packed.shards(sizes, n)
-    assert [b for shard in shards for b in range(shard.start, shard.stop)] == list(range(len(lengths)))
+    shards = cpu_lstm.shards(sizes, n)
+    sequences = [shard.sequences for shard in shards]
+    assert [b for part in sequences for b in range(part.start, part.stop)] == list(range(len(lengths)))
     assert 1 <= len(shards) <= n and (len(shards) > 1 or n == 1 or len(lengths) == 1 or lengths[0] > sum(lengths[1:]))
-    for shard in shards:
-        assert shard.start < shard.stop
-        assert sum(lengths[shard]) <= sum(lengths) / n + lengths[0]
+    for part in sequences:
+        assert part.start < part.stop
+        assert sum(lengths[part]) <= sum(lengths) / n + lengths[0]
 
 
 # Running.

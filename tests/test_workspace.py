@@ -19,8 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from small_model import RAGGED, RECTANGULAR, TOKENS, Model, bits, cut_for, train
 
 import minidl
-from minidl import threads, workspace
-from minidl.workspace import empty, zeros
+from minidl.kernels.cpu import cuts, threads, workspace
+from minidl.kernels.cpu.workspace import empty, zeros
 
 FLOATS = np.zeros(0, np.float32), np.zeros(0, np.float64)
 needs_fork = pytest.mark.skipif(
@@ -65,7 +65,7 @@ def test_an_array_is_like_any_other(like: np.ndarray, shape: tuple[int, ...]) ->
 
 @pytest.mark.parametrize("shape", [(2**14,), (100, 300), (4, 50, 100)])
 def test_memory_is_used_again_as_soon_as_the_array_is_dropped(shape: tuple[int, ...]) -> None:
-    with reused_memory(workspace.LEAST) as blocks:
+    with reused_memory(cuts.POOLED_BYTES) as blocks:
         array = empty(shape, FLOATS[0])
         first = address(array)
         for _ in range(5):
@@ -325,7 +325,7 @@ def test_a_forked_child_shares_no_memory_with_its_parent() -> None:
     code = """
     import os
     import numpy as np
-    from minidl import workspace
+    from minidl.kernels.cpu import workspace
     like = np.zeros(0)
     kept, dropped = workspace.empty((50_000,), like), workspace.empty((50_000,), like)
     kept[...], dropped[...] = 1, 2
@@ -354,7 +354,7 @@ def test_a_child_forked_while_a_thread_takes_can_take() -> None:
     code = """
     import os, signal, threading
     import numpy as np
-    from minidl import workspace
+    from minidl.kernels.cpu import workspace
     held, end = threading.Event(), threading.Event()
     def hold():
         with workspace._pool.lock:
@@ -378,13 +378,13 @@ def test_arrays_that_live_until_the_interpreter_ends_make_no_noise() -> None:
     import builtins, sys, threading
     import numpy as np
     import minidl
-    from minidl import workspace
+    from minidl.kernels.cpu import workspace
     class Holder: pass
     def make(): return workspace.empty((50_000,), np.zeros(0))
     module, builtins.kept, sys.kept, np.kept, workspace.kept, threading.kept = (make() for _ in range(6))
     cycle = Holder(); cycle.me = cycle; cycle.array = make()
     lstm = minidl.LSTM(64, 64)
-    (y, state), cache = lstm.forward(np.ones((2000, 64), np.float32), [500] * 4)
+    y, cache = lstm.forward(np.ones((2000, 64), np.float32), minidl.Packing([500] * 4))
     sys.modules["elsewhere"] = cache
     """
     assert python(code) == ""
@@ -401,12 +401,12 @@ class Job:
         self.rng = np.random.default_rng(seed)
 
     def forward(self) -> None:
-        output, self.cache = self.layer.forward(*self.arguments)
-        self.output = output if isinstance(output, tuple) else (output, ())
-        self.dy = self.rng.normal(size=self.output[0].shape)
+        y, self.cache = self.layer.forward(*self.arguments)
+        self.output = y, getattr(self.cache, "state", ())
+        self.dy = self.rng.normal(size=y.shape)
 
     def backward(self) -> None:
-        self.result = self.layer.backward(self.dy, self.cache, *self.rest)
+        self.result = self.layer.backward(self.dy, self.cache, *self.rest), getattr(self.cache, "dstate", ())
 
     def made(self) -> Any:
         return self.output, self.result
@@ -420,11 +420,11 @@ def jobs(name: str, layer: Any) -> tuple[Job, Job]:
         x = rng.normal(size=(rows, 3))
         if name == "LSTM":
             state, dstate = rng.normal(size=(2, 2, 6, 4))
-            found.append(Job(layer, (x, sizes, tuple(state)), (tuple(dstate),), seed))
+            found.append(Job(layer, (x, minidl.Packing(sizes), tuple(state)), (tuple(dstate),), seed))
         elif name == "Embedding":
             found.append(Job(layer, (rng.integers(0, 7, rows),), (), seed))
         else:
-            found.append(Job(layer, (x,), (), seed))
+            found.append(Job(layer, (x, minidl.Packing(sizes, step=seed)), (), seed))
     return found[0], found[1]
 
 
@@ -450,7 +450,7 @@ def test_two_forwards_before_a_backward_in_either_order(name: str, first_back: i
     with reused_memory():
         for job in both:
             job.forward()
-        layer(*both[0].arguments)
+        layer(*both[0].arguments[:2])
         both[first_back].backward()
         layer.forward(*both[0].arguments)
         both[1 - first_back].backward()
@@ -470,7 +470,13 @@ def test_what_the_caller_keeps_does_not_change(name: str) -> None:
             for job in jobs(name, layer):
                 job.forward()
                 job.backward()
-                things: list[Any] = [job.made(), job.cache, job.output[0][1:3], job.output[1], layer(*job.arguments)]
+                things: list[Any] = [
+                    job.made(),
+                    job.cache,
+                    job.output[0][1:3],
+                    job.output[1],
+                    layer(*job.arguments[:2]),
+                ]
                 kept.append((things, snapshot(things)))
                 kept.append((things[2], snapshot(things[2])))
                 if len(kept) > 6:
@@ -484,13 +490,15 @@ def test_the_state_of_one_chunk_goes_into_the_next_while_others_run() -> None:
     expected = []
     state: Any = None
     for x in chunks:
-        y, state = lstm(x, [3, 2, 1], state)
+        y, cache = lstm.forward(x, minidl.Packing([3, 2, 1]), state)
+        state = cache.state
         expected.append(snapshot(y, state))
     with reused_memory():
         state = None
         for x, before in zip(chunks, expected, strict=True):
-            y, state = lstm(x, [3, 2, 1], state)
-            lstm.backward(rng.normal(size=(9, 4)), lstm.forward(rng.normal(size=(9, 3)), [5, 4])[1])
+            y, cache = lstm.forward(x, minidl.Packing([3, 2, 1]), state)
+            state = cache.state
+            lstm.backward(rng.normal(size=(9, 4)), lstm.forward(rng.normal(size=(9, 3)), minidl.Packing([5, 4]))[1])
             assert snapshot(y, state) == before
 
 
@@ -521,7 +529,8 @@ def test_gradients_are_right_in_memory_that_is_used_again(n: int) -> None:
     with cut_for(n), reused_memory():
         lstm = LAYERS["LSTM"]()
         state = rng.normal(size=(2, 5, 4))
-        assert minidl.gradcheck(lstm, rng.normal(size=(9, 3)), [4, 3, 2], tuple(state), rng=0).max_error < 1e-6
+        x, packing = rng.normal(size=(9, 3)), minidl.Packing([4, 3, 2])
+        assert minidl.gradcheck(lstm, x, packing, state=tuple(state), rng=0).max_error < 1e-6
         head = filled(minidl.LinearCrossEntropy(3, 5, dtype="float64"))
         assert minidl.gradcheck(head, rng.normal(size=(7, 3)), rng.integers(0, 5, 7), rng=0).max_error < 1e-6
 

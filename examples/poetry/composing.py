@@ -21,8 +21,8 @@ from rules import Rules
 from vocabulary import BEGIN, END, Vocabulary
 
 import minidl
-from minidl import threads
 from minidl.backend import Rng
+from minidl.kernels.cpu import threads
 
 CANDIDATES = 8  # for each poem: more are more probable, but plainer and slower
 KEYWORD_CANDIDATES = 24  # a keyword may stand in many places

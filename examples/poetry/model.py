@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ import minidl
 from minidl import checks
 from minidl.backend import Array, Rng
 from minidl.layers.lstm import State as LSTMState
+from minidl.sequences import place
 
 State = list[LSTMState]  # of every LSTM, the lowest first
 
@@ -23,10 +23,9 @@ class Batch(NamedTuple):
 
     inputs: np.ndarray  # (N,)
     targets: np.ndarray  # (N,)
-    batch_sizes: list[int]
+    packing: minidl.Packing
     real: np.ndarray | None = None  # (N,): False where the target is a pad; None where there are no pads
-    rows: np.ndarray | None = None  # (N,): where they stand in a larger batch, if they are a part of one
-    total: int | None = None  # how many rows that one has
+    total: int | None = None  # how many rows the batch has of which this is a part; None where it is whole
 
 
 class Nats(NamedTuple):
@@ -34,15 +33,6 @@ class Nats(NamedTuple):
 
     real: Array
     pads: Array | float = 0.0
-
-
-class Placed(NamedTuple):
-    """What a step needs of a batch, beside the weights: a GPU gets it in one upload."""
-
-    inputs: Array  # (N,)
-    order: Any  # of the inputs, for the embedding's gradient
-    targets: list[Array]  # of all rows; or those of real targets and those of pads
-    rows: list[Array]  # where the latter two stand; empty where there are no pads
 
 
 class PoemModel(minidl.Layer):
@@ -86,63 +76,59 @@ class PoemModel(minidl.Layer):
             self.lstms[0].weight_ih.data[...] *= hidden_size**0.5
             for lstm in self.lstms:
                 lstm.bias.data[hidden_size : 2 * hidden_size] = 1
-        *self.input_dropouts, self.output_dropout = [minidl.Dropout(dropout, rng=rng) for _ in sizes]
+        self.dropouts = [minidl.Dropout(dropout, rng=rng) for _ in sizes]
+
+    @property
+    def body(self) -> minidl.Sequential:
+        """All but the head: ids (N,) to the rows (N, H) that it gets."""
+        *below, last = self.dropouts
+        return minidl.Sequential(self.embedding, *chain(*zip(below, self.lstms, strict=True)), last)
 
     def forward_backward(self, batch: Batch, step: int) -> Nats:
         """The batch's nats; adds the gradient of their mean over all N rows, or `batch.total`, to every parameter's."""
-        placed = self._placed(batch)
-        x, embedding_cache = self.embedding.forward(placed.inputs, placed.order)  # (N, E)
-        walked = []
-        for dropout, lstm in zip(self.input_dropouts, self.lstms, strict=True):
-            x, mask = dropout.forward(x, step, batch.rows)
-            (x, _), lstm_cache = lstm.forward(x, batch.batch_sizes)  # (N, H)
-            walked.append((dropout, mask, lstm, lstm_cache))
-        h, output_mask = self.output_dropout.forward(x, step, batch.rows)
-        nats, dh = self._head_forward_backward(h, placed, batch.total or len(h))
-        dx = self.output_dropout.backward(dh, output_mask)
-        for dropout, mask, lstm, lstm_cache in reversed(walked):
-            dx, _ = lstm.backward(dx, lstm_cache)
-            dx = dropout.backward(dx, mask)
-        self.embedding.backward(dx, embedding_cache)  # dx is (N, E) here
+        inputs, packing, targets, rows = self._placed(batch)
+        body = self.body
+        h, caches = body.forward(inputs, packing._replace(step=step))
+        nats, dh = self._head_forward_backward(h, targets, rows, batch.total or len(h))
+        body.backward(dh, caches)
         return nats
 
-    def _head_forward_backward(self, h: Array, placed: Placed, total: int) -> tuple[Nats, Array]:
-        if not placed.rows:
-            loss, dh = self.head.forward_backward(h, placed.targets[0], total)
+    def _head_forward_backward(
+        self, h: Array, targets: list[Array], rows: list[Array], total: int
+    ) -> tuple[Nats, Array]:
+        if not rows:
+            loss, dh = self.head.forward_backward(h, targets[0], total)
             return Nats(loss * total), dh
         dh, nats = minidl.backend.of(h).empty_like(h), []
         # apart, so that each has its own sum; the gradient is that of the whole
-        for rows, targets in zip(placed.rows, placed.targets, strict=True):
-            loss, dh[rows] = self.head.forward_backward(h[rows], targets, total)
+        for some, wanted in zip(rows, targets, strict=True):
+            loss, dh[some] = self.head.forward_backward(h[some], wanted, total)
             nats.append(loss * total)
         return Nats(*nats), dh
 
     def nats(self, batch: Batch) -> Nats:
         """The batch's nats without dropout and without a gradient."""
-        placed = self._placed(batch)
-        h = self.hidden(placed.inputs, batch.batch_sizes)
-        parts = [h[rows] for rows in placed.rows] or [h]
-        return Nats(*(self.head(part, targets, total=1) for part, targets in zip(parts, placed.targets, strict=True)))
+        inputs, packing, targets, rows = self._placed(batch)
+        h = self.body(inputs, packing)
+        parts = [h[some] for some in rows] or [h]
+        return Nats(*(self.head(part, wanted, total=1) for part, wanted in zip(parts, targets, strict=True)))
 
-    def hidden(self, inputs: Array, batch_sizes: Sequence[int]) -> Array:
-        """The highest LSTM's output (N, H) for packed ids (N,), without dropout."""
-        x = self.embedding(inputs)
-        for lstm in self.lstms:
-            x, _ = lstm(x, batch_sizes)
-        return x
+    def _placed(self, batch: Batch) -> tuple[Array, minidl.Packing, list[Array], list[Array]]:
+        """A batch on the model's device: inputs, packing, targets, rows.
 
-    def _placed(self, batch: Batch) -> Placed:
+        Targets are those of all rows; or those of real targets and those of pads, with the rows where they stand.
+        """
         rows = [] if batch.real is None else _rows_of(batch.real)
-        targets = [batch.targets[part] for part in rows] or [batch.targets]
-        order, (inputs, *there) = minidl.sequences.place(batch.inputs, *targets, *rows, like=self.embedding.weight.data)
-        return Placed(inputs, order, there[: len(targets)], there[len(targets) :])
+        targets = [batch.targets[some] for some in rows] or [batch.targets]
+        order, (inputs, *there) = place(batch.inputs, *targets, *rows, like=self.embedding.weight.data)
+        return inputs, batch.packing._replace(order=order), there[: len(targets)], there[len(targets) :]
 
     def next_logits(self, ids: np.ndarray, state: State | None) -> tuple[Array, State]:
         """One step of writing: from the latest ids (B,) and the state to the logits (B, V) of the next ones."""
         x, after = self.embedding(ids), []
         for layer, lstm in enumerate(self.lstms):
-            x, layer_state = lstm(x, [len(ids)], state[layer] if state else None)
-            after.append(layer_state)
+            after.append(lstm.step(x, state[layer] if state else None))
+            x = after[-1][0]
         return self.head.logits(x), after
 
 

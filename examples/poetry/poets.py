@@ -20,7 +20,7 @@ from rules import Rules
 from scoring import log_probabilities
 from vocabulary import Vocabulary
 
-from minidl import threads
+from minidl.kernels.cpu import threads
 
 GROUP = 256  # poems written side by side; more need memory and are no faster
 ROWS = 128  # candidates for poems of a form written side by side

@@ -88,7 +88,7 @@ def rows_task(poems: Sequence[str], batch_size: int, width: int = WIDTH) -> Task
 
     def batch(picked: np.ndarray) -> Batch:
         inputs, targets = (minidl.pack_rows(part.reshape(-1), picked * width, lengths[picked]) for part in rows)
-        return Batch(inputs.data, targets.data, inputs.batch_sizes.tolist())
+        return Batch(inputs.data, targets.data, minidl.Packing(inputs.batch_sizes))
 
     test = [batch(np.array([row])) for row in range(train, len(poems))]
     return Task(
@@ -118,4 +118,4 @@ def _rows(poems: Sequence[str], batch_size: int, width: int) -> tuple[Vocabulary
 def _batch(rows: np.ndarray, pad: int) -> Batch:
     """Rows (2, B, T) as one time-major batch in which every sequence has the full length."""
     inputs, targets = (part.T.reshape(-1) for part in rows)
-    return Batch(inputs, targets, [rows.shape[1]] * rows.shape[2], targets != pad)
+    return Batch(inputs, targets, minidl.Packing([rows.shape[1]] * rows.shape[2]), targets != pad)

@@ -28,6 +28,7 @@ from model import Batch
 from threadpoolctl import threadpool_limits
 
 import minidl
+from minidl.kernels.cpu.threads import usable_cores
 from minidl.parameter import segments
 
 T = TypeVar("T")
@@ -115,7 +116,7 @@ class Ranks(Alone):
         """As many threads as this rank has cores, where mpiexec has bound it to some, or its part of them."""
         cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
         sharing = sum(not cores.isdisjoint(theirs) for theirs in self.node.allgather(cores))
-        threads = max(1, minidl.threads.usable_cores() // sharing)
+        threads = max(1, usable_cores() // sharing)
         minidl.set_num_threads(threads)
         threadpool_limits(threads, "blas")
 
@@ -181,11 +182,12 @@ class Ranks(Alone):
 
 def share(batch: Batch, rank: int, size: int) -> Batch | None:
     """Every `size`-th sequence of a batch from the `rank`-th on, which has long and short ones in equal parts."""
-    sizes = np.asarray(batch.batch_sizes)
+    sizes = np.asarray(batch.packing.batch_sizes)
     column = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # which sequence a row is of
     rows = np.flatnonzero(column % size == rank)
     if not len(rows):
         return None
     alive = (sizes - rank + size - 1) // size  # those of column rank, rank + size, ... below the batch size
     real = None if batch.real is None else batch.real[rows]
-    return Batch(batch.inputs[rows], batch.targets[rows], alive[alive > 0].tolist(), real, rows, len(column))
+    packing = minidl.Packing(alive[alive > 0], rows=rows)
+    return Batch(batch.inputs[rows], batch.targets[rows], packing, real, len(column))

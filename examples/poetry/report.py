@@ -146,7 +146,7 @@ def ruled_poems(seed: int) -> dict[str, list[str]]:
 
 def distinct_units(model: PoemModel, batch: Batch) -> int:
     """How many hidden units have an output of their own on `batch`, to within 1e-4 everywhere."""
-    h = model.hidden(batch.inputs, batch.batch_sizes)
+    h = model.body(batch.inputs, batch.packing)
     return len(np.unique(np.round(minidl.to_host(h).T, 4), axis=0))
 
 

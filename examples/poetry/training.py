@@ -42,7 +42,7 @@ class Mean:
         self.real_nats = self.real_nats + nats.real
         self.pad_nats = self.pad_nats + nats.pads
         self.places += len(batch.targets)
-        self.poems += batch.batch_sizes[0]
+        self.poems += int(batch.packing.batch_sizes[0])
         self.targets += len(batch.targets) if batch.real is None else int(batch.real.sum())
 
     @property

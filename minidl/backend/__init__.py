@@ -7,21 +7,16 @@ custom `xp` is the library of the arrays at hand.
 
 from __future__ import annotations
 
-import itertools
 import sys
 import weakref
-from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from .. import threads
 from . import device
 from .device import BackendError as BackendError
 from .device import is_out_of_memory as is_out_of_memory
-
-LEAST = 2**19  # numbers to add that are worth a thread
 
 Array = Any  # numpy.ndarray or cupy.ndarray: one code path serves both
 Rng = int | np.random.Generator | None  # where random numbers come from: a seed, a generator, or fresh entropy
@@ -116,22 +111,3 @@ def generator(rng: Rng) -> np.random.Generator:
     if isinstance(rng, (int, np.integer)) and rng < 0:
         raise ValueError(f"rng must be a seed of at least 0, got {rng}")
     return np.random.default_rng(rng)
-
-
-def add_rows(target: Array, ids: Array, rows: Array) -> None:
-    """target[ids[n]] += rows[n] for every n, repeated ids included; NumPy's target (V, D), ids (N,), rows (N, D)."""
-    # np.add.at and np.add.reduceat do this one number at a time. Sorting makes every id a run of rows, and all
-    # runs of one length are a block (runs, length, D) to sum over its middle axis.
-    order = np.argsort(ids.astype(np.min_scalar_type(len(target) - 1)), kind="stable")  # small integers sort fast
-    ordered = ids[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    lengths = np.diff(starts, append=len(ids))
-
-    def add(part: slice) -> None:
-        for length in np.unique(lengths[part]):
-            runs = starts[part][lengths[part] == length]
-            target[ordered[runs]] += rows[order[runs[:, None] + np.arange(length)]].sum(axis=1)
-
-    parts = threads.split(len(rows), threads.worth(rows.size, LEAST, rows))  # moved to where runs start
-    cuts = np.searchsorted(starts, [part.start for part in parts] + [len(rows)])
-    threads.run([partial(add, slice(*cut)) for cut in itertools.pairwise(cuts)])

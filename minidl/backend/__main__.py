@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from ..threads import get_num_threads, usable_cores
+from ..kernels.cpu.threads import get_num_threads, usable_cores
 from . import BackendError, device, get
 
 

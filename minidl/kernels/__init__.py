@@ -1,14 +1,11 @@
-"""CUDA kernels for what plain expressions would make many launches of. Loaded only where an array is CuPy's."""
+"""What makes the layers fast: cpu for NumPy, cuda for CuPy. Both compute what the equations in the layers say."""
 
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
-SUBJECTS = ("dropout", "embedding", "lstm", "optimizers", "softmax")  # one module each
 
-
-def sources() -> dict[str, str]:
-    """The complete CUDA source of every kernel, by "name dtype", as "lstm_forward float32"; needs no GPU."""
-    modules = [importlib.import_module(f"{__name__}.{subject}") for subject in SUBJECTS]
-    kernels = [kernel for module in modules for kernel in module.KERNELS]
-    return {f"{kernel.name} {dtype}": kernel.source(dtype) for kernel in kernels for dtype in ("float32", "float64")}
+def load_cuda(subject: str) -> Any:
+    """The CUDA kernels of a subject, as "lstm"; loaded when the first array of CuPy's comes."""
+    return importlib.import_module(f"{__name__}.cuda.{subject}")

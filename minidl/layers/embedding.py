@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import backend, checks, initializers
 from ..backend import Array, Rng
+from ..kernels import load_cuda
+from ..kernels.cpu import embedding as cpu
+from ..kernels.cpu.workspace import empty
 from ..layer import Layer
 from ..parameter import create
-from ..workspace import empty
-
-if TYPE_CHECKING:
-    from ..kernels.embedding import RowsById
+from ..sequences import AnyPacking, RowsById
 
 
 class EmbeddingCache(NamedTuple):
@@ -28,9 +28,8 @@ class Embedding(Layer):
     """y[n] = weight[ids[n]].
 
     weight (num_embeddings, embedding_dim) starts as N(0, 1). ids (N,) are integers in [0, num_embeddings);
-    y is (N, embedding_dim). Ids from the host are checked (IndexError). For ids on a GPU give the `order` that
-    `pack` made of them on the host: they are checked by it, and the gradient is found faster; without, they
-    are trusted.
+    y is (N, embedding_dim). Ids from the host are checked (IndexError). Ids on a GPU are checked by the order that
+    `pack` made of them on the host, if packing has it, and their gradient is found faster; without, they are trusted.
     """
 
     def __init__(
@@ -47,19 +46,18 @@ class Embedding(Layer):
         values = partial(initializers.normal, (self.num_embeddings, self.embedding_dim), rng=rng)
         self.weight = create("Embedding.weight", values, dtype, backend)
 
-    def forward(self, ids: Array, order: RowsById | None = None) -> tuple[Array, EmbeddingCache]:
+    def forward(self, x: Array, packing: AnyPacking | None = None) -> tuple[Array, EmbeddingCache]:
         weight = self.weight.data
         if backend.is_device(weight):
-            from ..kernels import embedding as device
-
-            ids, order = device.checked(ids, order, weight)
+            ids, order = load_cuda("embedding").checked(x, packing.order if packing is not None else None, weight)
             return weight[ids], EmbeddingCache(ids, order)
-        return self(ids), EmbeddingCache(np.asarray(ids), None)
+        return self(x), EmbeddingCache(np.asarray(x), None)
 
-    def __call__(self, ids: Array) -> Array:
-        # not by way of the base's search for a Dropout: this is called for every character written
+    def __call__(self, x: Array, packing: AnyPacking | None = None) -> Array:
         weight = self.weight.data
-        ids = checks.ids("ids", ids, self.num_embeddings, like=weight)
+        if backend.is_device(x) and packing is not None and packing.order is not None:
+            x, _ = load_cuda("embedding").checked(x, packing.order, weight)
+        ids = checks.ids("ids", x, self.num_embeddings, like=weight)
         if backend.is_device(weight):
             return weight[ids]
         y = empty((len(ids), self.embedding_dim), weight)
@@ -71,8 +69,6 @@ class Embedding(Layer):
         checks.cache(cache, EmbeddingCache)
         checks.matrix("dy", dy, self.embedding_dim, like=self.weight.data, rows=len(cache.ids))
         if backend.is_device(self.weight.grad):
-            from ..kernels import embedding as device
-
-            device.add_rows(self.weight.grad, cache.ids, dy, cache.order)
+            load_cuda("embedding").add_rows(self.weight.grad, cache.ids, dy, cache.order)
         else:
-            backend.add_rows(self.weight.grad, cache.ids, dy)
+            cpu.add_rows(self.weight.grad, cache.ids, dy)

@@ -10,6 +10,7 @@ from .. import checks, initializers
 from ..backend import Array, Rng, generator
 from ..layer import Layer
 from ..parameter import create
+from ..sequences import AnyPacking
 
 
 class LinearCache(NamedTuple):
@@ -45,7 +46,7 @@ class Linear(Layer):
             draw = partial(initializers.uniform, (self.out_features,), bound, rng)
             self.bias = create("Linear.bias", draw, dtype, backend)
 
-    def forward(self, x: Array) -> tuple[Array, LinearCache]:
+    def forward(self, x: Array, packing: AnyPacking | None = None) -> tuple[Array, LinearCache]:
         checks.matrix("x", x, self.in_features, like=self.weight.data)
         y = x @ self.weight.data.T
         if self.bias is not None:

@@ -10,6 +10,7 @@ import io
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from cupy.cuda import compiler
@@ -35,8 +36,11 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--refused"]:
         sources = REFUSED
     else:
-        from minidl import kernels
+        import minidl.kernels.cuda as kernels
 
-        sources = kernels.sources()
+        sys.path.append(str(Path(__file__).resolve().parents[1]))
+        from device_kernels import optimizers_rules
+
+        sources = kernels.sources(*optimizers_rules())
     found = {name: {each: answer(source, each) for each in ARCHITECTURES} for name, source in sources.items()}
     print(json.dumps(found, indent=1))

@@ -37,11 +37,13 @@ def lstm(times: int) -> dict[str, Any]:
     layer = minidl.LSTM(WIDTH, HIDDEN, backend="cupy", rng=0)
     sizes = [max(1, SEQUENCES - step // 2) for step in range(times)]
     x, dy = (minidl.to_backend(np.ones((sum(sizes), width), np.float32), "cupy") for width in (WIDTH, HIDDEN))
-    cache = layer.forward(x, sizes)[1]
+    packing = minidl.Packing(sizes)
+    cache = layer.forward(x, packing)[1]
     return {
-        "forward": counted(lambda: layer.forward(x, sizes)),
-        "inference": counted(lambda: layer(x, sizes)),
+        "forward": counted(lambda: layer.forward(x, packing)),
+        "inference": counted(lambda: layer(x, packing)),
         "backward": counted(lambda: layer.backward(dy, cache)),
+        "step": counted(lambda: layer.step(x[:SEQUENCES], cache.state)),  # as when text is written
     }
 
 
@@ -55,7 +57,7 @@ def poetry(times: int, optimizer: str, pads: bool = False) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     ids = rng.integers(0, TOKENS, (2, SEQUENCES * times), dtype=np.int32)
     real = rng.random(SEQUENCES * times) < 0.8 if pads else None  # as in the report's protocol
-    batch = Batch(ids[0], ids[1], [SEQUENCES] * times, real)
+    batch = Batch(ids[0], ids[1], minidl.Packing([SEQUENCES] * times), real)
 
     def step() -> Any:
         with Progress(disable=True) as progress:

@@ -39,6 +39,13 @@ def test_a_time_step_of_the_lstm_is_a_product_and_a_kernel(direction: str, count
     nothing_waits(long)
 
 
+def test_a_step_of_writing_is_two_products_a_kernel_and_its_state(counts: Any) -> None:
+    found = counts["lstm"][str(SHORT)]["step"]
+    assert found["products"] == 2 and found["device_calls"] <= 5, found["record"]
+    nothing_waits(found)
+    assert found["copies_to_device"] == 0, found["record"]
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_rest_of_a_training_step_is_at_most_forty_calls(name: str, counts: Any) -> None:
     short, long = (counts["poetry"][name][str(times)]["training"] for times in (SHORT, LONG))

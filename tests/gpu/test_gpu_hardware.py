@@ -28,7 +28,7 @@ def batch(seed: int) -> Batch:
     packed = minidl.pack([np.zeros(length, np.int32) for length in LENGTHS])
     ids = np.random.default_rng(seed).zipf(1.3, (2, len(packed.data))) % TOKENS  # few characters are most of a text
     inputs, targets = ids.astype(np.int32)
-    return Batch(inputs, targets, packed.batch_sizes.tolist())
+    return Batch(inputs, targets, minidl.Packing(packed.batch_sizes.tolist()))
 
 
 def trained(steps: int) -> tuple[PoemModel, list[float]]:

@@ -80,18 +80,18 @@ LENGTHS = {
 @pytest.mark.parametrize(("wide", "hidden"), [(1, 1), (3, 5), (37, 33), (20, 129)])
 def test_lstm(wide: int, hidden: int, lengths: list[int], dtype: str) -> None:
     host, device = twins(minidl.LSTM, wide, hidden, dtype=dtype)
-    sizes = minidl.pack([np.zeros(length) for length in lengths]).batch_sizes
+    packing = minidl.pack([np.zeros(length) for length in lengths])
     x, dy = normal((sum(lengths), wide), dtype), normal((sum(lengths), hidden), dtype, 1)
-    (y, state), cache = host.forward(x, sizes)
-    (y2, state2), cache2 = device.forward(there(x), sizes)
+    y, cache = host.forward(x, packing)
+    y2, cache2 = device.forward(there(x), packing)
     agree("LSTM forward", y2, y, "y")
-    agree("LSTM forward", device(there(x), sizes)[0], y, "y of inference")
-    for name, got, expected in zip("hc", state2, state, strict=True):
+    agree("LSTM forward", device(there(x), packing), y, "y of inference")
+    for name, got, expected in zip("hc", cache2.state, cache.state, strict=True):
         agree("LSTM forward", got, expected, name)
     for _ in range(2):
-        (dx, dstate), (dx2, dstate2) = host.backward(dy, cache), device.backward(there(dy), cache2)
+        dx, dx2 = host.backward(dy, cache), device.backward(there(dy), cache2)
         agree("LSTM backward", dx2, dx, "dx")
-        for name, got, expected in zip("hc", dstate2, dstate, strict=True):
+        for name, got, expected in zip("hc", cache2.dstate, cache.dstate, strict=True):
             agree("LSTM backward", got, expected, f"d{name}0")
         gradients_agree("LSTM backward", device, host)
 
@@ -105,25 +105,38 @@ def test_lstm_with_states_in_chunks(dtype: str) -> None:
 
     def run(layer: Any, place: Any) -> list[Any]:
         zero_grads(layer)
-        (y1, middle), first = layer.forward(place(x[:5]), [3, 2], tuple(map(place, state)))
-        (y2, last), second = layer.forward(place(x[5:]), [2, 1], middle)
-        dx2, back = layer.backward(place(dy[5:]), second, tuple(map(place, dstate)))
-        dx1, start = layer.backward(place(dy[:5]), first, back)
-        return [y1, *middle, y2, *last, dx2, *back, dx1, *start]
+        y1, first = layer.forward(place(x[:5]), minidl.Packing([3, 2]), tuple(map(place, state)))
+        y2, second = layer.forward(place(x[5:]), minidl.Packing([2, 1]), first.state)
+        dx2 = layer.backward(place(dy[5:]), second, tuple(map(place, dstate)))
+        dx1 = layer.backward(place(dy[:5]), first, second.dstate)
+        return [y1, *first.state, y2, *second.state, dx2, *second.dstate, dx1, *first.dstate]
 
     for got, expected in zip(run(device, there), run(host, np.asarray), strict=True):
         agree("LSTM with states", got, expected)
     gradients_agree("LSTM with states", device, host)
 
 
+@both_dtypes
+@pytest.mark.parametrize(("wide", "hidden"), [(1, 1), (3, 5), (20, 129)])
+def test_lstm_step_by_step(wide: int, hidden: int, dtype: str) -> None:
+    """As text is written: from zeros, and then from each step's own state."""
+    host, device = twins(minidl.LSTM, wide, hidden, dtype=dtype)
+    state = state2 = None
+    for number in range(4):
+        x = normal((7, wide), dtype, number)
+        state, state2 = host.step(x, state), device.step(there(x), state2)
+        for name, got, expected in zip("hc", state2, state, strict=True):
+            agree("LSTM step", got, expected, name)
+
+
 @pytest.mark.parametrize("scale", [20.0, 1e4])
 def test_lstm_with_saturated_gates(scale: float) -> None:
     host, device = twins(minidl.LSTM, 3, 5)
     x, dy = normal((12, 3), "float32", scale=scale), normal((12, 5), "float32", 1)
-    (y, _), cache = host.forward(x, [4, 4, 4])
-    (y2, _), cache2 = device.forward(there(x), [4, 4, 4])
+    y, cache = host.forward(x, minidl.Packing([4, 4, 4]))
+    y2, cache2 = device.forward(there(x), minidl.Packing([4, 4, 4]))
     agree("LSTM forward", y2, y, "y")
-    dx, dx2 = host.backward(dy, cache)[0], device.backward(there(dy), cache2)[0]
+    dx, dx2 = host.backward(dy, cache), device.backward(there(dy), cache2)
     if scale < 100:
         agree("LSTM backward", dx2, dx, "dx")
     else:  # the last bits of z decide what little gradient is left
@@ -136,7 +149,8 @@ def test_dropout_drops_the_same_units(p: float, dtype: str) -> None:
     layer = minidl.Dropout(p, rng=0)
     x, dy = normal((70, 33), dtype), normal((70, 33), dtype, 1)
     for rows in (None, np.arange(100, 170)):
-        y, cache = layer.forward(x, 5, rows)
-        y2, cache2 = layer.forward(there(x), 5, rows)
+        packing = minidl.Packing([70], step=5, rows=rows)
+        y, cache = layer.forward(x, packing)
+        y2, cache2 = layer.forward(there(x), packing)
         assert minidl.to_host(y2).tobytes() == y.tobytes()
         assert minidl.to_host(layer.backward(there(dy), cache2)).tobytes() == layer.backward(dy, cache).tobytes()

@@ -100,12 +100,13 @@ def test_linear_cross_entropy_with_the_embeddings_weight(dtype: str) -> None:
 
 
 def test_the_head_takes_its_rows_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from minidl import losses
+    from minidl.kernels.cuda import softmax
 
     host, device = twins(minidl.LinearCrossEntropy, 6, 50, dtype="float32")
     x, targets = normal((23, 6), "float32"), targets_of(23, 50)
     loss, dx = host.forward_backward(x, targets)
-    monkeypatch.setattr(losses, "BLOCK_BYTES", 5 * 50 * 4)
+    monkeypatch.setattr(softmax, "BLOCK_BYTES", 5 * 50 * 4)
+    assert len(softmax._blocks(x, 50)) == 5
     loss2, dx2 = device.forward_backward(there(x), targets)
     agree("LinearCrossEntropy loss", loss2, loss, dtype="float32")
     agree("LinearCrossEntropy gradient", dx2, dx, "dx")

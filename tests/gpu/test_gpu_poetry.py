@@ -54,7 +54,7 @@ def test_training_with_pads_as_the_report_did() -> None:
     host, device = twins(PoemModel, 12, 5, 6)
     rng = np.random.default_rng(0)
     real = np.arange(18) % 3 > 0
-    batch = Batch(rng.integers(0, 12, 18), rng.integers(0, 12, 18), [3] * 6, real)
+    batch = Batch(rng.integers(0, 12, 18), rng.integers(0, 12, 18), minidl.Packing([3] * 6), real)
     for evaluate in (False, True):
         nats = [model.nats(batch) if evaluate else model.forward_backward(batch, 0) for model in (host, device)]
         for got, expected in zip(nats[1], nats[0], strict=True):

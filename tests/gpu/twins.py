@@ -58,21 +58,15 @@ class Model(minidl.Layer):
             minidl.LSTM(hidden, hidden, rng=rng + 4, **options),
         ]
         self.linear = minidl.Linear(hidden, width, rng=rng + 5, **options)
+        (first, second), (lower, upper) = self.dropouts, self.lstms
+        self.body = minidl.Sequential(self.embedding, first, lower, upper, second, self.linear)
         shared = self.embedding.weight if tied else None
         self.head = minidl.LinearCrossEntropy(width, tokens, weight=shared, rng=rng + 6, **options)
 
     def forward_backward(self, ids: Any, batch_sizes: Any, targets: Any, step: int) -> Any:
-        x, embedded = self.embedding.forward(ids)
-        x, first = self.dropouts[0].forward(x, step)
-        (x, _), lower = self.lstms[0].forward(x, batch_sizes)
-        (x, _), upper = self.lstms[1].forward(x, batch_sizes)
-        x, second = self.dropouts[1].forward(x, step)
-        x, projected = self.linear.forward(x)
-        loss, dx = self.head.forward_backward(x, targets)
-        dx = self.dropouts[1].backward(self.linear.backward(dx, projected), second)
-        dx, _ = self.lstms[1].backward(dx, upper)
-        dx, _ = self.lstms[0].backward(dx, lower)
-        self.embedding.backward(self.dropouts[0].backward(dx, first), embedded)
+        h, caches = self.body.forward(ids, minidl.Packing(batch_sizes, step=step))
+        loss, dh = self.head.forward_backward(h, targets)
+        self.body.backward(dh, caches)
         return loss
 
 

@@ -13,14 +13,12 @@ Backward    for each step from the last   lstm_backward  and  dH_{t-1} = dZ_t W_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from .. import backend, checks
-from ..backend import Array
+from ... import backend, checks
+from ...backend import Array
 from .launch import Kernel, blocks
 from .product import add_column_sums, product, products_of_rows
 
@@ -104,23 +102,21 @@ extern "C" __global__ void lstm_backward(
 KERNELS = (FORWARD, BACKWARD)
 
 
-class DeviceLSTMCache(NamedTuple):
-    """All that `backward` needs."""
+@dataclass(eq=False)
+class DeviceLSTMCache:
+    """What backward needs, and the states at both ends."""
 
     batch_sizes: list[int]  # T sizes, n_0 >= n_1 >= ...
-    sequences: int  # B, of the state
     x: Array  # (N, I)
     gates: Array  # (N, 4H): i, f, g, o after their activation
     h_before: Array  # (N, H): h_{t-1} of every row
     c_before: Array  # (N, H)
+    state: State  # after every sequence's own last step
+    dstate: State | None = None  # backward leaves here the gradient of the state that forward started from
 
 
-def forward(
-    lstm: Any, x: Array, batch_sizes: Sequence[int] | np.ndarray, state: State | None
-) -> tuple[tuple[Array, State], Any]:
-    """LSTM.forward."""
-    checks.matrix("x", x, lstm.input_size, like=lstm.weight_ih.data)
-    sizes = checks.batch_sizes(batch_sizes, len(x))
+def forward(lstm: Any, x: Array, sizes: list[int], state: State | None) -> tuple[Array, DeviceLSTMCache]:
+    """LSTM.forward; x is checked."""
     xp, N, H, n = backend.of(x), len(x), lstm.hidden_size, sizes[0]
     x, gates, y = xp.ascontiguousarray(x), xp.empty((N, 4 * H), x.dtype), xp.empty((N, H), x.dtype)
     before = xp.empty((2, N, H), x.dtype)
@@ -129,7 +125,7 @@ def forward(
         before[:, :n] = 0
         h, c = xp.empty((n, H), x.dtype), xp.empty((n, H), x.dtype)
     else:
-        h0, c0 = lstm._state("state", state, n)
+        h0, c0 = checks.state("state", state, n, H, like=x)
         h_before[:n], c_before[:n] = h0[:n], c0[:n]
         # every row that has a sequence is written by its last step
         h, c = (xp.empty((n, H), x.dtype) if len(part) == n else part.copy() for part in (h0, c0))
@@ -142,13 +138,20 @@ def forward(
         recur(n, start, start)
         step(blocks(n * H), start, n, following, H)
         start += n
-    return (y, (h, c)), DeviceLSTMCache(sizes, len(h), x, gates, h_before, c_before)
+    return y, DeviceLSTMCache(sizes, x, gates, h_before, c_before, (h, c))
 
 
-def backward(lstm: Any, dy: Array, cache: Any, dstate: State | None) -> tuple[Array, State]:
+def step(lstm: Any, x: Array, state: State | None) -> State:
+    """LSTM.step; x is checked."""
+    if state is not None:
+        checks.state("state", state, len(x), lstm.hidden_size, like=x, exact=True)
+    return forward(lstm, x, [len(x)], state)[1].state
+
+
+def backward(lstm: Any, dy: Array, cache: DeviceLSTMCache, dstate: State | None) -> Array:
     """LSTM.backward."""
     checks.cache(cache, DeviceLSTMCache)
-    sizes, sequences, x, gates, h_before, c_before = cache
+    sizes, x, gates, c_before, sequences = cache.batch_sizes, cache.x, cache.gates, cache.c_before, len(cache.state[0])
     weight_hh, H = lstm.weight_hh.data, lstm.hidden_size
     checks.matrix("dy", dy, H, like=weight_hh, rows=len(x))
     xp = backend.of(x)
@@ -156,7 +159,8 @@ def backward(lstm: Any, dy: Array, cache: Any, dstate: State | None) -> tuple[Ar
         both = xp.zeros((2, sequences, H), x.dtype)
         dh, dc = both[0], both[1]
     else:
-        dh, dc = (xp.array(part, order="C") for part in lstm._state("dstate", dstate, sequences, exact=True))
+        dstate = checks.state("dstate", dstate, sequences, H, like=x, exact=True)
+        dh, dc = (xp.array(part, order="C") for part in dstate)
     dz, dx = xp.empty(gates.shape, x.dtype), xp.empty(x.shape, x.dtype)
 
     recur = products_of_rows(dz, weight_hh, dh)
@@ -168,6 +172,7 @@ def backward(lstm: Any, dy: Array, cache: Any, dstate: State | None) -> tuple[Ar
 
     product(dz, lstm.weight_ih.data, dx)
     product(dz, x, lstm.weight_ih.grad, add=True, transposed="TN")
-    product(dz, h_before, lstm.weight_hh.grad, add=True, transposed="TN")
+    product(dz, cache.h_before, lstm.weight_hh.grad, add=True, transposed="TN")
     add_column_sums(dz, lstm.bias.grad)
-    return dx, (dh, dc)
+    cache.dstate = dh, dc
+    return dx

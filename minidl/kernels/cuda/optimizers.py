@@ -7,9 +7,10 @@ together, all in the same way. A step whose gradient is not finite changes nothi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
-from ..backend import Array, of
+from ...backend import Array, of
 from .launch import Kernel, blocks
 
 MOST_BLOCKS = 1024  # fill any GPU, and leave few enough numbers for every block to put together
@@ -87,8 +88,9 @@ extern "C" __global__ void clip_norm(
 )
 
 
-def _rule(name: str, states: Sequence[str], numbers: Sequence[str], lines: str) -> Kernel:
-    """The kernel of one rule: `lines` change data[k] and the states by the gradient g."""
+@functools.cache
+def rule(name: str, lines: str, states: tuple[str, ...], numbers: tuple[str, ...]) -> Kernel:
+    """The kernel of an optimizer's rule: its `lines` change data[k] and the states by the gradient g."""
     arrays = "".join(f"    real* {state},\n" for state in states)
     constants = "".join(f",\n    real {number}" for number in numbers)
     return Kernel(rf"""
@@ -112,57 +114,17 @@ extern "C" __global__ void {name}(
     }}
     for (long long k = blockIdx.x * (long long)THREADS + threadIdx.x; k < size; k += gridDim.x * (long long)THREADS) {{
         real g = grad[k];
-{lines}
+        {lines.strip()}
     }}
 }}
 """)
 
 
-# The lines of each are those of its class in ../optimizers.py.
-RULES = {
-    "sgd": _rule("sgd", [], ["lr"], "        data[k] -= lr * g;"),
-    "momentum": _rule(
-        "momentum",
-        ["velocity"],
-        ["lr", "momentum"],
-        """\
-        velocity[k] = momentum * velocity[k] + g;
-        data[k] -= lr * velocity[k];""",
-    ),
-    "adagrad": _rule(
-        "adagrad",
-        ["total"],
-        ["lr", "eps"],
-        """\
-        total[k] += g * g;
-        data[k] -= lr * g / (sqrt(total[k]) + eps);""",
-    ),
-    "adadelta": _rule(
-        "adadelta",
-        ["square", "moved"],
-        ["lr", "rho", "one_minus_rho", "eps"],
-        """\
-        square[k] = rho * square[k] + one_minus_rho * g * g;
-        real delta = g * sqrt((moved[k] + eps) / (square[k] + eps));
-        moved[k] = rho * moved[k] + one_minus_rho * delta * delta;
-        data[k] -= lr * delta;""",
-    ),
-    "adam": _rule(
-        "adam",
-        ["mean", "square"],
-        ["keep", "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "root_scale", "eps", "rate"],
-        """\
-        mean[k] = beta1 * mean[k] + one_minus_beta1 * g;
-        square[k] = beta2 * square[k] + one_minus_beta2 * g * g;
-        data[k] = keep * data[k] - mean[k] / (sqrt(square[k]) * root_scale + eps) * rate;""",
-    ),
-}
-
-KERNELS = (FIND_BAD, SQUARES, CLIP, *RULES.values())
+KERNELS = (FIND_BAD, SQUARES, CLIP)
 
 
-def step(name: str, numbers: Sequence[float], pieces: Sequence[tuple[Array, ...]], skipped: Array) -> None:
-    """One step of the rule `name` on (data, grad, *states) of each piece, unless a gradient is not finite."""
+def step(kernel: Kernel, numbers: Sequence[float], pieces: Sequence[tuple[Array, ...]], skipped: Array) -> None:
+    """One step of an optimizer's rule on (data, grad, *states) of each piece, unless a gradient is not finite."""
     parts = [_blocks(grad) for _, grad, *_ in pieces]
     bad = of(skipped).empty(sum(parts), "int32")
     first = 0
@@ -170,7 +132,7 @@ def step(name: str, numbers: Sequence[float], pieces: Sequence[tuple[Array, ...]
         FIND_BAD.on(grad, bad[first : first + count])(count, grad.size)
         first += count
     for index, arrays in enumerate(pieces):
-        launch = RULES[name].on(*arrays, bad, None if index else skipped)
+        launch = kernel.on(*arrays, bad, None if index else skipped)
         launch(_blocks(arrays[0]), arrays[0].size, bad.size, *numbers)
 
 

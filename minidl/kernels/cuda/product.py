@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .. import backend
-from ..backend import Array
+from ... import backend
+from ...backend import Array
 from .launch import require_current
 
 # 0 and 1 in the host's memory, whence cuBLAS reads what a product and what it is added to are multiplied by

@@ -19,11 +19,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import backend
-from .backend import Array
+from ... import backend
+from ...backend import Array
+from . import cuts
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
-LEAST = 2**16  # bytes: below this the system's own allocator is as good
 
 
 def empty(shape: tuple[int, ...], like: Array) -> Array:
@@ -31,7 +31,7 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
     if backend.is_device(like):
         return backend.of(like).empty(shape, like.dtype)
     nbytes = math.prod(shape) * like.dtype.itemsize
-    memory = own_memory(nbytes) if nbytes < LEAST else _pool.lend(nbytes)
+    memory = own_memory(nbytes) if nbytes < cuts.POOLED_BYTES else _pool.lend(nbytes)
     return memory.view(like.dtype).reshape(shape)
 
 

@@ -1,19 +1,18 @@
 """The embedding's gradient on a GPU: the same bits every time, which atomic additions would not give.
 
 dweight[v] += the sum of dy[n] over all n with ids[n] = v. Each sum belongs to one block of threads, which adds the
-rows up in their order: LANES partial sums, of every LANES-th row of that id, and then those. `rows_by_id` sorts the ids
-on the host, where a batch is packed, so that a block finds its rows without a search. Where only the device knows the
-ids, every block looks through all of them: slower, with the same bits.
+rows up in their order: LANES partial sums, of every LANES-th row of that id, and then those. `minidl.pack` sorts the
+ids on the host, so that a block finds its rows without a search. Where only the device knows the ids, every block looks
+through all of them: slower, with the same bits.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from .. import backend, checks
-from ..backend import Array
+from ... import backend, checks
+from ...backend import Array
+from ...sequences import RowsById, upload
 from .launch import THREADS, Kernel, int32, shaped
 
 LANES = 8  # partial sums of one id
@@ -94,27 +93,6 @@ extern "C" __global__ void embedding_search(
 KERNELS = (RUNS, SEARCH)
 
 
-class RowsById(NamedTuple):
-    """The rows of a batch of ids (N,), sorted by id; rows of one id keep their order."""
-
-    rows: Array  # (N,) int32
-    starts: Array  # (R + 1,) int32: where in `rows` each of the R ids that occur begins, and the end
-    largest: int  # the largest id, and the smallest: what a layer needs to know to trust them
-    smallest: int
-
-
-def upload(ids: np.ndarray, *others: np.ndarray) -> tuple[RowsById, list[Array]]:
-    """The order of `ids`, and the device's `ids` and `others`: int32 arrays (N,), all in one upload."""
-    rows = np.argsort(_narrow(ids), kind="stable").astype(np.int32)
-    ordered = ids[rows]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True]))).astype(np.int32)
-    parts = [rows, starts, _int32(ids), *map(_int32, others)]
-    whole = backend.get("cupy").asarray(np.concatenate(parts))
-    ends = np.cumsum([len(part) for part in parts]).tolist()
-    there = [whole[end - len(part) : end] for part, end in zip(parts, ends, strict=True)]
-    return RowsById(there[0], there[1], int(ordered[-1]), int(ordered[0])), there[2:]
-
-
 def checked(ids: Array, order: RowsById | None, weight: Array) -> tuple[Array, RowsById | None]:
     """`ids` on the device, in [0, V) as far as the host can know it, and their order if it can know that."""
     if not backend.is_device(ids):
@@ -126,25 +104,6 @@ def checked(ids: Array, order: RowsById | None, weight: Array) -> tuple[Array, R
         wrong = order.smallest if order.smallest < 0 else order.largest
         raise IndexError(f"ids holds the id {wrong}; expected 0 to {len(weight) - 1}")
     return ids, order
-
-
-def _int32(ids: np.ndarray) -> np.ndarray:
-    """`ids` as int32. One beyond its range would come round as another id, which nothing on the device checks."""
-    if ids.dtype == np.int32:
-        return ids
-    if ids.dtype.kind not in "iu":
-        raise TypeError(f"ids must be integers, got {ids.dtype}")
-    narrow = ids.astype(np.int32)
-    if not np.array_equal(narrow, ids):
-        raise ValueError("ids beyond the range of int32")
-    return narrow
-
-
-def _narrow(ids: np.ndarray) -> np.ndarray:
-    """As few bytes as hold them: small integers sort in linear time."""
-    if ids.min() < 0:
-        return ids
-    return ids.astype(np.min_scalar_type(int(ids.max())))
 
 
 def add_rows(dweight: Array, ids: Array, dy: Array, order: RowsById | None) -> None:

@@ -15,6 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,12 +43,9 @@ def get_num_threads() -> int:
     return _team.size
 
 
-def worth(work: float, least: float, on: Any) -> int:
-    """Into how many parts to cut `work`: one for each thread, fewer where a part would have less than `least`.
-
-    Work `on` an array of a GPU stays whole: it runs there, in the order of the calling thread.
-    """
-    return int(max(1, min(_team.size, work // least))) if isinstance(on, np.ndarray) else 1
+def cores_for(work: float, least: float) -> int:
+    """Into how many parts to cut `work`: one for each thread, fewer where a part would have less than `least`."""
+    return int(max(1, min(_team.size, work // least)))
 
 
 def split(length: int, parts: int) -> list[slice]:
@@ -55,6 +53,11 @@ def split(length: int, parts: int) -> list[slice]:
     parts = max(1, min(parts, length))
     cuts = [length * part // parts for part in range(parts + 1)]
     return [slice(*cut) for cut in itertools.pairwise(cuts)]
+
+
+def over(length: int, task: Callable[[slice], T], workers: int, pieces: int = 1) -> list[T]:
+    """task(part) for parts that make up range(length): `pieces` of them at least, shared by `workers` threads."""
+    return run([partial(task, part) for part in split(length, max(workers, pieces))], workers)
 
 
 def run(tasks: Sequence[Callable[[], T]], parts: int | None = None) -> list[T]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from ..backend import Array, of
-from ..parameter import Parameter
+from ...backend import Array, of
+from ...parameter import Parameter
 from .launch import Kernel, int32, shaped
 from .product import add_column_sums, product
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import backend
-from ..backend import Array
+from ... import backend
+from ...backend import Array
 from .launch import Kernel, blocks
 
-# The two hashes are those of layers/dropout.py: a key for each row and one for each unit, mixed.
+# The two hashes are those of kernels/cpu/dropout.py: a key for each row and one for each unit, mixed.
 
 FORWARD = Kernel(r"""
 __device__ unsigned mix(unsigned bits)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import backend, checks
-from ..backend import Array
+from ... import backend, checks
+from ...backend import Array
 
 THREADS = 256  # in every block; kernels know it under the same name
 

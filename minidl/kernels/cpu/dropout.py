@@ -1,0 +1,33 @@
+"""Dropout's mask on NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .workspace import empty
+
+
+def forward(x: np.ndarray, seed: int, step: int, rows: np.ndarray | None, p: float) -> tuple[np.ndarray, np.ndarray]:
+    """(y, scale), both like x (N, D): scale is 0 where dropped, else 1 / (1 - p); `rows` (N,) by default 0 ... N-1.
+
+    Row r and unit d have a 32-bit key each, made of (seed, step) and their place; what they give mixed decides.
+    """
+    salt = np.random.SeedSequence([seed, step]).generate_state(4)
+    spread = (np.arange(len(x)) if rows is None else rows).astype(np.uint64)
+    row_keys = _mix(_mix(spread.astype(np.uint32) ^ salt[0]) ^ (spread >> np.uint64(32)).astype(np.uint32) ^ salt[1])
+    unit_keys = _mix(_mix(np.arange(x.shape[1], dtype=np.uint32) ^ salt[2]) ^ salt[3])
+    threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
+    scale = empty(x.shape, x)
+    scale[...] = _mix(row_keys[:, None] ^ unit_keys) >= threshold
+    scale *= 1 / (1 - p)
+    return np.multiply(x, scale, out=empty(x.shape, x)), scale
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    """A bijection of 32-bit numbers in which every input bit reaches every output bit ("lowbias32", C. Wellons)."""
+    bits = bits ^ (bits >> np.uint32(16))
+    bits *= np.uint32(0x7FEB352D)
+    bits ^= bits >> np.uint32(15)
+    bits *= np.uint32(0x846CA68B)
+    bits ^= bits >> np.uint32(16)
+    return bits

@@ -1,0 +1,196 @@
+"""An LSTM's batch cut for the cores, by sequences since time cannot be; and what it does for all rows at once.
+
+The stacks of four gates are (4, N, H); a product with a copy of the weights turned round is faster than with a view.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from ... import checks
+from . import cuts, threads
+from .workspace import empty, with_ones
+
+State = tuple[np.ndarray, np.ndarray]  # (h, c), each (B, H)
+T = TypeVar("T")
+
+
+class Shard(NamedTuple):
+    """Some of a batch's sequences, a packed batch of their own."""
+
+    sequences: slice  # in a state
+    rows: slice | np.ndarray  # in x and y
+    sizes: list[int]
+
+
+def shards(sizes: list[int], parts: int) -> list[Shard]:
+    """The sequences in up to `parts` parts with nearly equal sums of lengths."""
+    if parts == 1:
+        return [Shard(slice(0, sizes[0]), slice(None), sizes)]
+    sequence = np.arange(sum(sizes)) - np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)  # of each row
+    sums = np.cumsum([0, *np.bincount(sequence)])
+    bounds = np.searchsorted(sums, sums[-1] * np.arange(parts + 1) / parts).tolist()
+    found = []
+    for first, last in itertools.pairwise(bounds):
+        if first < last:
+            rows = np.flatnonzero((first <= sequence) & (sequence < last))
+            found.append(Shard(slice(first, last), rows, [min(n, last) - first for n in sizes if n > first]))
+    return found
+
+
+def in_shards(
+    walk: Callable[..., tuple[np.ndarray, T]], x: np.ndarray, sizes: list[int], state: State
+) -> tuple[np.ndarray, list[tuple[Shard, T]]]:
+    """(y, walks): each core that is worth it does a walk(x, sizes, h, c) -> (y, what it leaves) with some sequences.
+
+    (h, c) are views of the state, which a walk takes on to after the sequences' last steps.
+    """
+    h, c = state
+    y = empty((len(x), h.shape[1]), x)
+
+    def run(shard: Shard) -> tuple[Shard, T]:
+        some = shard.sequences
+        y[shard.rows], left = walk(_taken(x, shard.rows), shard.sizes, h[some], c[some])
+        return shard, left
+
+    cores = threads.cores_for(4 * y.size / len(sizes), cuts.STEP)
+    return y, threads.run([partial(run, shard) for shard in shards(sizes, cores)])
+
+
+def in_shards_back(
+    walk_back: Callable[..., tuple[np.ndarray, T]], dy: np.ndarray, width: int, walks: list[Any], dstate: State
+) -> tuple[np.ndarray, list[T]]:
+    """(dx, what is left): for each of `in_shards`' walks walk_back(dy, walk, dh, dc) -> (dx, what it leaves)."""
+    (dh, dc), dx = dstate, empty((len(dy), width), dy)
+
+    def run(shard: Shard, walk: Any) -> T:
+        some = shard.sequences
+        dx[shard.rows], left = walk_back(_taken(dy, shard.rows), walk, dh[some], dc[some])
+        return left
+
+    return dx, threads.run([partial(run, *pair) for pair in walks])
+
+
+def _taken(rows: np.ndarray, places: slice | np.ndarray) -> np.ndarray:
+    if isinstance(places, slice):
+        return rows[places]
+    return np.take(rows, places, axis=0, out=empty((len(places), rows.shape[1]), rows), mode="clip")
+
+
+def steps(sizes: list[int]) -> list[tuple[slice, slice, slice]]:
+    """(rows, before, after) of every time step: where its rows lie; and where the states before and after it lie in an
+    array that begins with the n_0 states from before the first step, and then has that after the step of each row."""
+    found, rows, before = [], 0, 0
+    for n in sizes:
+        after = rows + sizes[0]
+        found.append((slice(rows, rows + n), slice(before, before + n), slice(after, after + n)))
+        rows, before = rows + n, after
+    return found
+
+
+def begun(first: np.ndarray, rows: int) -> np.ndarray:
+    """Such an array, with the states from before the first step."""
+    states = empty((len(first) + rows, first.shape[1]), first)
+    states[: len(first)] = first
+    return states
+
+
+def before(sizes: list[int]) -> np.ndarray:
+    """(N,): where the state before each row lies in it."""
+    return np.arange(sizes[0], sizes[0] + sum(sizes)) - np.repeat([sizes[0], *sizes[:-1]], sizes)
+
+
+def last(sizes: list[int]) -> np.ndarray:
+    """(n_0,): where the state after each sequence's own last step lies in it."""
+    lengths = (np.array(sizes)[:, None] > np.arange(sizes[0])).sum(axis=0)
+    return np.cumsum([sizes[0], *sizes])[lengths - 1] + np.arange(sizes[0])
+
+
+def states(name: str, state: State | None, rows: int, width: int, like: np.ndarray, exact: bool = False) -> State:
+    """Copies of (h, c), each of `rows` rows or (but for `exact`) more; zeros where none is given."""
+    if state is None:
+        return np.zeros((rows, width), like.dtype), np.zeros((rows, width), like.dtype)
+    h, c = checks.state(name, state, rows, width, like, exact)
+    return h.copy(), c.copy()
+
+
+@functools.cache
+def _halves(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """(0.5, 0.5, 1, 0.5) for the gates i, f, g, o, and 1 minus that, each (4, 1, 1)."""
+    half = np.array([0.5, 0.5, 1, 0.5], dtype).reshape(4, 1, 1)
+    return half, 1 - half
+
+
+def squash(z: np.ndarray) -> np.ndarray:
+    """The gates i, f, g, o (4, n, H) in place of z.
+
+    sigmoid(z) = (1 + tanh(z / 2)) / 2, which cannot overflow, and takes the same call as g.
+    """
+    half, rest = _halves(z.dtype)
+    z *= half
+    np.tanh(z, out=z)
+    z *= half
+    z += rest
+    return z
+
+
+def turned(weight: np.ndarray) -> np.ndarray:
+    """(4H, D) as (4, D, H)."""
+    return weight.reshape(4, len(weight) // 4, -1).transpose(0, 2, 1).copy()
+
+
+def input_products(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """x W^T + b as (4, N, H). The bias is the weight of an input that always is 1."""
+    with_bias = turned(np.concatenate([weight, bias[:, None]], axis=1))
+    z = empty((4, len(x), with_bias.shape[2]), x)
+
+    def fill(rows: slice) -> None:
+        np.matmul(with_ones(x[rows]), with_bias, out=z[:, rows])
+
+    threads.over(len(x), fill, threads.cores_for(with_bias.size * len(x), cuts.PRODUCT))
+    return z
+
+
+def in_blocks(task: Callable[[slice], object], rows: int, width: int) -> None:
+    """task(rows) for blocks of rows of `width` numbers that a cache holds, on all cores that are worth it."""
+    threads.over(rows, task, threads.cores_for(4 * rows * width, cuts.NUMBERS), pieces=-(-rows * width // cuts.BLOCK))
+
+
+def products_back(
+    dz: np.ndarray, x: np.ndarray, h: np.ndarray, before: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """dx = dz W summed over the gates (N, D), and [x_t h_{t-1} 1]^T dz (4, D + H + 1, H), with the bias's input 1."""
+    (_, N, H), D = dz.shape, x.shape[1]
+    inputs = empty((N, D + H + 1), x)
+    inputs[:, :D], inputs[:, D:-1], inputs[:, -1] = x, h[before], 1
+    dweights, dx, stacked = empty((4, D + H + 1, H), dz), empty((N, D), dz), weight.reshape(4, H, D)
+
+    def sum_rows(gates: slice) -> None:
+        np.matmul(inputs.T, dz[gates], out=dweights[gates])
+
+    def fill(rows: slice) -> None:
+        products = empty((4, rows.stop - rows.start, D), dz)
+        np.matmul(dz[:, rows], stacked, out=products).sum(axis=0, out=dx[rows])
+
+    cores = threads.cores_for(dz.size * inputs.shape[1], cuts.PRODUCT)
+    tasks = [partial(sum_rows, gates) for gates in threads.split(4, cores)]
+    tasks += [partial(fill, rows) for rows in threads.split(N, max(cores, -(-N * D // cuts.BLOCK)))]
+    threads.run(tasks, cores)
+    return dx, dweights
+
+
+def add_to(weight_ih: np.ndarray, weight_hh: np.ndarray, bias: np.ndarray, dweights: list[np.ndarray]) -> None:
+    """Add each of `products_back`'s sums, always in the same order, to the gradients (4H, D), (4H, H), (4H,)."""
+    D, H = weight_ih.shape[1], weight_hh.shape[1]
+    for gate in range(4):
+        units = slice(gate * H, (gate + 1) * H)
+        for sums in dweights:
+            weight_ih[units] += sums[gate, :D].T
+            weight_hh[units] += sums[gate, D:-1].T
+            bias[units] += sums[gate, -1]

@@ -1,0 +1,161 @@
+"""What all optimizers share.
+
+Every rule is elementwise, so it runs over the flat buffer that all parameters share (see `parameter`): in blocks that
+stay in a cache, or on CuPy as one kernel, of the CUDA lines beside the rule. A gradient that is not finite is never
+applied: on NumPy FloatingPointError is raised before anything changes; on CuPy, where looking would stall the device,
+the step does nothing there and the error comes with the next value that `minidl.to_host` reads. Until then it counts as
+a step in Adam's t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from . import backend, checks
+from .backend import Array
+from .kernels import load_cuda
+from .kernels.cpu import optimizers as cpu
+from .parameter import Parameter, check_parameters, describe, flatten, layout, segments
+
+
+class Optimizer:
+    """What all optimizers share: the flat buffer, the step count, the state arrays and their checkpoint.
+
+    A rule is `_update`, in NumPy's words, the arrays of `state_names` and the `_numbers` that it is given. `cuda_rule`
+    says the same for a GPU; a rule without it takes several launches there.
+    """
+
+    state_names: tuple[str, ...] = ()
+    cuda_rule: tuple[str, str] = ("", "")  # the kernel's name and its lines, which change data[k] and the states by g
+
+    def __init__(self, params: Sequence[Parameter], lr: float) -> None:
+        self.params = check_parameters(params)
+        self.lr = checks.number("lr", lr, 0.0)
+        self.steps = 0
+        flatten(self.params)
+        data = self.params[0].data
+        xp, length = backend.of(data), layout(self.params)[1]
+        self.state = {name: xp.zeros(length, data.dtype) for name in self.state_names}
+        self._skipped: Array | None = None if xp is np else xp.zeros((), np.int64)
+        if self._skipped is not None:
+            backend.watch(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._skipped is not None:  # a copy is to be heard as well
+            backend.watch(self)
+
+    def __repr__(self) -> str:
+        return describe(self, vars(self).get("params", ()), steps=vars(self).get("steps"))
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero."""
+        for segment in segments(self.params):
+            if backend.is_device(segment.grad):
+                segment.grad.data.memset_async(0, segment.grad.nbytes)
+            else:
+                segment.grad.fill(0)
+
+    def step(self) -> None:
+        """Change the parameters by their gradients, once."""
+        lr = checks.number("lr", self.lr, 0.0)
+        state = self.state.values()
+        pieces = [
+            (piece.data, piece.grad, *(flat[piece.start : piece.start + piece.data.size] for flat in state))
+            for piece in segments(self.params)
+        ]
+        if self._skipped is not None:
+            self._step_on_device(pieces, lr)
+            return
+        require_finite_grad(self.params)
+        self.steps += 1  # before the rule: Adam's t starts at 1
+        numbers = SimpleNamespace(**self._numbers(lr))
+        for arrays in pieces:
+            cpu.apply(partial(self._update, numbers), *arrays)
+
+    def _numbers(self, lr: float) -> dict[str, float]:
+        """What the rule is given in this step beside the arrays, by the names that it has in CUDA too."""
+        return {"lr": lr}
+
+    def _update(self, n: Any, data: Array, grad: Array, *state: Array) -> None:
+        """The rule: change `data` and `state` in place by `grad`, all of one shape; `n.lr` is the number called lr."""
+        raise NotImplementedError(f"{type(self).__name__}._update")
+
+    def kernel(self) -> Any:
+        """The rule as one kernel, or None where its class, which may have another rule than its base, says no lines."""
+        if "cuda_rule" not in vars(type(self)):
+            return None
+        return load_cuda("optimizers").rule(*self.cuda_rule, tuple(self.state_names), tuple(self._numbers(self.lr)))
+
+    def _step_on_device(self, pieces: list[tuple[Array, ...]], lr: float) -> None:
+        self.steps += 1
+        numbers, kernel = self._numbers(lr), self.kernel()
+        if kernel is not None:
+            load_cuda("optimizers").step(kernel, list(numbers.values()), pieces, self._skipped)
+            return
+        # The host cannot know whether the gradients are finite, so the device takes the step back itself.
+        xp = backend.of(pieces[0][0])
+        finite = xp.stack([xp.isfinite(grad).all() for _, grad, *_ in pieces]).all()
+        for data, grad, *state in pieces:
+            before = [array.copy() for array in (data, *state)]
+            self._update(SimpleNamespace(**numbers), data, grad, *state)
+            for array, old in zip((data, *state), before, strict=True):
+                xp.copyto(array, old, where=~finite)
+        self._skipped += ~finite
+
+    def raise_found(self) -> None:
+        """Raise FloatingPointError if steps were skipped on the device since the last look."""
+        if self._skipped is None:
+            return
+        skipped = int(self._skipped)
+        if skipped:
+            self._skipped[...] = 0
+            self.steps -= skipped
+            raise FloatingPointError(f"a gradient was not finite: {skipped} optimizer step(s) were left out")
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Host copies of all that a resumed run needs: "steps", "lr", and "<state>.<parameter's number>"."""
+        self.raise_found()
+        tensors = {"steps": np.array(self.steps, np.int64), "lr": np.array(self.lr, np.float64)}
+        for name, flat in self.state.items():
+            host = backend.to_host(flat)
+            for index, (parameter, offset) in enumerate(self._places()):
+                place = slice(offset, offset + parameter.data.size)
+                tensors[f"{name}.{index}"] = host[place].reshape(parameter.data.shape).copy()
+        return tensors
+
+    def load_state_dict(self, tensors: Mapping[str, Array]) -> None:
+        """Go on from what `state_dict` gave; ValueError, and nothing changed, if it is not of this optimizer."""
+        shapes = {f"{name}.{i}": p.data.shape for name in self.state for i, p in enumerate(self.params)}
+        host = checks.state_dict(self, tensors, {**shapes, "steps": (), "lr": ()}, integers=["steps"])
+        for name in shapes:
+            checks.fits(name, host[name], self.params[0].data.dtype)
+        steps, lr = checks.integer("steps", int(host["steps"]), 0), checks.number("lr", float(host["lr"]), 0.0)
+        for name, flat in self.state.items():
+            for index, (parameter, offset) in enumerate(self._places()):
+                values = host[f"{name}.{index}"].reshape(-1).astype(flat.dtype)
+                flat[offset : offset + parameter.data.size] = backend.of(flat).asarray(values)
+        self.steps, self.lr = steps, lr
+        if self._skipped is not None:
+            self._skipped[...] = 0  # what was skipped before is no part of the loaded run
+
+    def _places(self) -> list[tuple[Parameter, int]]:
+        return list(zip(self.params, layout(self.params)[0], strict=True))
+
+
+def require_finite_grad(params: Sequence[Parameter]) -> None:
+    """Raise FloatingPointError that names the first parameter whose gradient is not finite (NumPy only)."""
+    # One product a segment answers for all; only when it overflows are the parameters looked at singly.
+    if all(math.isfinite(cpu.square(segment.grad)) for segment in segments(params)):
+        return
+    for parameter in params:
+        if not np.isfinite(parameter.grad).all():
+            raise FloatingPointError(
+                f"the gradient of {parameter.name} {parameter.grad.shape} is not finite; nothing was changed"
+            )
