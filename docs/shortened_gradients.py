@@ -52,7 +52,7 @@ def backward(
     end, parts, dstate = len(dy), [], None
     with _candidate_cut(layer, not candidate):
         for cache in reversed(caches):
-            n = len(cache.walks[0][1].x)
+            n = len(cache.x)
             parts.append(layer.backward(dy[end - n : end], cache, dstate))
             dh, dc = cache.dstate
             if not cell_road:

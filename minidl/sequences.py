@@ -117,11 +117,11 @@ def _packed(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, backend: 
     data = rows[_time_major(starts[order], batch_sizes)]
     if data.dtype.kind in "iu":
         data = _int32("ids", data)
-    batch = PackedSequence(data, batch_sizes, order, np.argsort(order, kind="stable"))
+    places = (batch_sizes, order, np.argsort(order, kind="stable"))
     if backend == "cupy" and data.ndim == 1 and data.dtype == np.int32:
         by_id, (data,) = upload(data)
-        return batch._replace(data=data, order=by_id)
-    return batch._replace(data=to_backend(data, backend))
+        return PackedSequence(data, *places, by_id)
+    return PackedSequence(to_backend(data, backend), *places)
 
 
 def place(ids: np.ndarray, *others: np.ndarray, like: Array) -> tuple[RowsById | None, list[Array]]:

@@ -79,7 +79,7 @@ def snapshot(*things: Any) -> list[Any]:
         elif isinstance(thing, np.ndarray):
             parts.append(thing.tobytes())
         elif isinstance(thing, LSTMCache):
-            parts += snapshot(thing.walks, thing.state)  # and not dstate, which is there for backward to write
+            parts += snapshot(thing.x, thing.walks, thing.state)  # and not dstate, which is there for backward to write
         elif isinstance(thing, np.random.Generator):
             parts.append(repr(thing.bit_generator.state))
         elif isinstance(thing, dict):

@@ -36,7 +36,7 @@ def cut_for(n: int) -> Iterator[None]:
     """`n` threads, and everything that is cut for threads or blocks is cut at sizes as small as these."""
     with contextlib.ExitStack() as stack:
         small = {name: 1 for name in ("PRODUCT", "NUMBERS", "STEP", "DRAWS")}
-        small |= {"BLOCK": 4 * HIDDEN, "LOGITS_BYTES": 3 * TOKENS * 8}
+        small |= {"BLOCK": 4 * HIDDEN, "BACK": 9 * 4 * HIDDEN, "LOGITS_BYTES": 3 * TOKENS * 8}
         assert {*small, "POOLED_BYTES"} == {name for name in vars(cuts) if name.isupper()}
         for name, value in small.items():
             stack.enter_context(mock.patch.object(cuts, name, value))

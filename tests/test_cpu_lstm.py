@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -104,21 +105,31 @@ def test_each_shard_walks_with_its_own_rows_and_states(sizes: list[int], dtype: 
         c -= 1
         return y, (x, sizes)
 
+    def back(dy: Any, mine: Any, left: Any, block: Any, h: Any, c: Any) -> Any:
+        whole, sizes = left
+        assert snapshot(mine) == snapshot(whole[block.rows]) and len(dy) == len(mine)
+        c -= 1  # once a block
+        sequence = [b for _, b in places(sizes)][block.rows]
+        return mine * dy.sum(axis=1, keepdims=True) + h[sequence].sum(axis=1, keepdims=True) / 2, np.array([len(dy)])
+
     with cut_for(n), reused_memory():
         shards = lstm.shards(sizes, n)
         y, walks = lstm.in_shards(walk, x, sizes, states)
         assert snapshot([shard for shard, _ in walks]) == snapshot(shards) and len(shards) >= min(n, alive, 2)
         assert snapshot([rows for _, (rows, _) in walks]) == snapshot([x[shard.rows] for shard in shards])
-        dx, left = lstm.in_shards_back(lambda dy, mine, dh, dc: walk(dy, mine[1], dh, dc), y, 3, walks, states)
-        assert [sizes for _, sizes in left] == [shard.sizes for shard in shards], "in the order of the shards"
+        dx, sums = lstm.in_shards_back(back, y, x, walks, states)
+        assert [total.tolist() for total in sums] == [[sum(shard.sizes)] for shard in shards], "in the shards' order"
+        blocks = [len(lstm.blocks(shard.sizes, 4 * 3)) for shard in shards]
         y, dx = y.copy(), dx.copy()
     sequence = [b for _, b in at]
     expected = x.sum(axis=1, keepdims=True) * h[sequence] + c[sequence]
-    again = expected.sum(axis=1, keepdims=True) * (2 * h[sequence]) + (c[sequence] - 1)
+    again = x * expected.sum(axis=1, keepdims=True) + h[sequence].sum(axis=1, keepdims=True)
+    later = np.repeat(blocks, [shard.sequences.stop - shard.sequences.start for shard in shards])[:, None]
     assert y.dtype == dx.dtype == dtype
     assert relative_error(y, expected) < TOLERANCE[dtype] and relative_error(dx, again) < 10 * TOLERANCE[dtype]
-    assert (states[0][:alive] == 4 * h[:alive]).all() and snapshot(states[0][alive:]) == snapshot(h[alive:])
-    assert (states[1][:alive] == c[:alive] - 1 - 1).all() and snapshot(states[1][alive:]) == snapshot(c[alive:])
+    assert (states[0][:alive] == 2 * h[:alive]).all() and snapshot(states[0][alive:]) == snapshot(h[alive:])
+    assert relative_error(states[1][:alive], c[:alive] - 1 - later) < TOLERANCE[dtype]
+    assert snapshot(states[1][alive:]) == snapshot(c[alive:])
 
 
 @pytest.mark.parametrize(("units", "expected"), [(2**11 - 1, 1), (2**11, 2), (2**12, 2)])
@@ -144,8 +155,32 @@ def test_the_steps_by_hand() -> None:
         (slice(10, 11), slice(11, 12), slice(14, 15)),
         (slice(11, 12), slice(14, 15), slice(15, 16)),
     ]
-    assert lstm.before(SIZES).tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 14]
     assert lstm.last(SIZES).tolist() == [15, 12, 13, 7]
+
+
+def test_the_blocks_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuts, "BACK", 70)
+    first, second = lstm.blocks(SIZES, 10)
+    assert first.rows == slice(0, 7) and first.steps == [slice(0, 4), slice(4, 7)] and first.after == slice(4, 11)
+    assert second.rows == slice(7, 12) and second.steps == [slice(0, 3), slice(3, 4), slice(4, 5)]
+    assert first.before.tolist() == [0, 1, 2, 3, 4, 5, 6] and second.before.tolist() == [8, 9, 10, 11, 14]
+    assert second.after == slice(11, 16)
+
+
+@given(lengths=any_lengths, limit=st.integers(1, 200))
+def test_blocks_are_all_time_steps_and_no_larger_than_asked(lengths: list[int], limit: int) -> None:
+    sizes = sizes_of(lengths)
+    at = places(sizes)
+    with mock.patch.object(cuts, "BACK", limit):
+        found = lstm.blocks(sizes, 5)
+    assert [row for block in found for row in range(block.rows.start, block.rows.stop)] == list(range(len(at)))
+    steps = [at[block.rows][rows] for block in found for rows in block.steps]
+    assert steps == [[(t, b) for b in range(n)] for t, n in enumerate(sizes)]
+    for block in found:
+        rows = block.rows.stop - block.rows.start
+        assert rows * 5 <= limit or len(block.steps) == 1
+        assert block.before.tolist() == [place_of(sizes, t - 1, b) for t, b in at[block.rows]]
+        assert list(range(block.after.start, block.after.stop)) == [place_of(sizes, t, b) for t, b in at[block.rows]]
 
 
 @given(lengths=any_lengths)
@@ -159,7 +194,6 @@ def test_the_places_of_the_rows_and_of_the_states_before_and_after_them(lengths:
         assert at[rows] == [(t, b) for b in mine]
         assert list(range(before.start, before.stop)) == [place_of(sizes, t - 1, b) for b in mine]
         assert list(range(after.start, after.stop)) == [place_of(sizes, t, b) for b in mine]
-    assert lstm.before(sizes).tolist() == [place_of(sizes, t - 1, b) for t, b in at]
     assert lstm.last(sizes).tolist() == [place_of(sizes, length - 1, b) for b, length in enumerate(lengths)]
 
 
@@ -270,9 +304,9 @@ def test_products_back_are_those_of_a_loop_over_rows(
     rows, first, exact = sum(sizes), sizes[0], "float64"
     dz, x = normal(4, rows, hidden, dtype=dtype), normal(rows, width, dtype=dtype)
     h, weight = normal(first + rows, hidden, dtype=dtype), normal(4 * hidden, width, dtype=dtype)
-    kept = snapshot(dz, x, h, weight)
+    kept, before = snapshot(dz, x, h, weight), [place_of(sizes, t - 1, b) for t, b in places(sizes)]
     with cut_for(n), reused_memory():
-        dx, dweights = (part.copy() for part in lstm.products_back(dz, x, h, lstm.before(sizes), weight))
+        dx, dweights = (part.copy() for part in lstm.products_back(dz, x, h[before], weight))
     assert snapshot(dz, x, h, weight) == kept and dx.dtype == dweights.dtype == dtype
     by_x, by_ih = np.zeros((rows, width)), np.zeros((4 * hidden, width))
     by_hh, by_bias = np.zeros((4 * hidden, hidden)), np.zeros(4 * hidden)

@@ -137,7 +137,7 @@ class BrokenLSTM(minidl.LSTM):
     def backward_with_the_h_of_the_step_itself(self, dy: Any, cache: Any, dstate: Any) -> Any:
         walks = []
         for shard, walk in cache.walks:
-            alive, h = walk.sizes[0], walk.h.copy()
+            alive, h = shard.sizes[0], walk.h.copy()
             h[:alive] = h[alive : 2 * alive]
             walks.append((shard, walk._replace(h=h)))
         wrong = dataclasses.replace(cache, walks=walks)

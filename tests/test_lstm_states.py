@@ -124,11 +124,11 @@ def test_a_step_refuses_a_bad_x(x: Any, error: type[Exception], words: list[str]
 def test_backward_writes_cache_dstate_and_nothing_else_of_the_cache(c: Case, n: int) -> None:
     with cut_for(n):
         _, cache = c.lstm.forward(c.x, c.packing, c.state)
-        assert vars(cache).keys() == {"walks", "state", "dstate"} and cache.dstate is None
+        assert vars(cache).keys() == {"x", "walks", "state", "dstate"} and cache.dstate is None
         walks, state = cache.walks, cache.state
         parts, bits = [*walks, *state], snapshot(walks, state)
         c.lstm.backward(c.dy, cache, c.dstate)
-    assert vars(cache).keys() == {"walks", "state", "dstate"}
+    assert vars(cache).keys() == {"x", "walks", "state", "dstate"}
     assert cache.walks is walks and cache.state is state
     assert all(a is b for a, b in zip(parts, [*cache.walks, *cache.state], strict=True))
     assert snapshot(cache.walks, cache.state) == bits

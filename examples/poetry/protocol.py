@@ -88,7 +88,7 @@ def rows_task(poems: Sequence[str], batch_size: int, width: int = WIDTH) -> Task
 
     def batch(picked: np.ndarray) -> Batch:
         inputs, targets = (minidl.pack_rows(part.reshape(-1), picked * width, lengths[picked]) for part in rows)
-        return Batch(inputs.data, targets.data, minidl.Packing(inputs.batch_sizes))
+        return Batch(inputs.data, targets.data, minidl.Packing(inputs.batch_sizes.tolist()))
 
     test = [batch(np.array([row])) for row in range(train, len(poems))]
     return Task(

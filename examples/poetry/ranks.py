@@ -189,5 +189,5 @@ def share(batch: Batch, rank: int, size: int) -> Batch | None:
         return None
     alive = (sizes - rank + size - 1) // size  # those of column rank, rank + size, ... below the batch size
     real = None if batch.real is None else batch.real[rows]
-    packing = minidl.Packing(alive[alive > 0], rows=rows)
+    packing = minidl.Packing(alive[alive > 0].tolist(), rows=rows)
     return Batch(batch.inputs[rows], batch.targets[rows], packing, real, len(column))

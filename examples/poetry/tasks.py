@@ -68,7 +68,7 @@ class Rows:
         """The poems `picked`, packed: input begin, c1 ... cn and target c1 ... cn, end."""
         starts, lengths = self.starts[picked], self.lengths[picked]
         inputs, targets = (minidl.pack_rows(self.ids, first, lengths) for first in (starts, starts + 1))
-        return Batch(inputs.data, targets.data, minidl.Packing(inputs.batch_sizes))
+        return Batch(inputs.data, targets.data, minidl.Packing(inputs.batch_sizes.tolist()))
 
     def batches(self, batch_size: int, rng: np.random.Generator | int, start: int = 0) -> Iterator[Batch]:
         """All poems once, in shuffled batches of like lengths; from batch `start` on."""

@@ -34,8 +34,6 @@ State = tuple[Array, Array]  # (h, c), each (B, H)
 class Walk(NamedTuple):
     """What backward needs of sequences that went through time together: all of a batch, or a part for one core."""
 
-    sizes: list[int]  # n_0, n_1, ...
-    x: Array  # (N, I)
     gates: Array  # (4, N, H): i, f, g, o
     h: Array  # (n_0 + N, H): before the first step, and then after the step of each row
     c: Array  # (n_0 + N, H)
@@ -45,6 +43,7 @@ class Walk(NamedTuple):
 class LSTMCache:
     """What backward needs, and the states at both ends."""
 
+    x: Array  # (N, I)
     walks: list[tuple[cpu.Shard, Walk]]
     state: State  # after every sequence's own last step
     dstate: State | None = None  # backward leaves here the gradient of the state that forward started from
@@ -76,7 +75,7 @@ class LSTM(Layer):
             return load_cuda("lstm").forward(self, x, sizes, state)
         last = cpu.states("state", state, sizes[0], self.hidden_size, like=x)  # a copy, which the walks take on
         y, walks = cpu.in_shards(partial(self._walk, cpu.turned(self.weight_hh.data)), x, sizes, last)
-        return y, LSTMCache(walks, last)
+        return y, LSTMCache(x, walks, last)
 
     def _walk(self, weight_hh: Array, x: Array, sizes: list[int], h_last: Array, c_last: Array) -> tuple[Array, Walk]:
         """Forward through time: y, from a state that becomes the last one."""
@@ -91,34 +90,35 @@ class LSTM(Layer):
             np.multiply(o, np.tanh(c_t), out=h[after])
         last = cpu.last(sizes)
         h_last[...], c_last[...] = h[last], c[last]
-        return h[sizes[0] :], Walk(sizes, x, gates, h, c)
+        return h[sizes[0] :], Walk(gates, h, c)
 
     def backward(self, dy: Array, cache: Any, dstate: State | None = None) -> Array:
         """dx (N, I) from dy (N, H) and `dstate`, that of cache.state; that of the first state goes to cache.dstate."""
         if backend.is_device(self.weight_hh.data):
             return load_cuda("lstm").backward(self, dy, cache, dstate)
         checks.cache(cache, LSTMCache)
-        checks.matrix("cache.x", cache.walks[0][1].x, self.input_size, like=self.weight_ih.data)
+        checks.matrix("cache.x", cache.x, self.input_size, like=self.weight_ih.data)
         checks.matrix("cache.h", cache.walks[0][1].h, self.hidden_size, like=self.weight_hh.data)
-        rows = sum(len(walk.x) for _, walk in cache.walks)
-        checks.matrix("dy", dy, self.hidden_size, like=self.weight_hh.data, rows=rows)
+        checks.matrix("dy", dy, self.hidden_size, like=self.weight_hh.data, rows=len(cache.x))
         cache.dstate = cpu.states("dstate", dstate, len(cache.state[0]), self.hidden_size, like=dy, exact=True)
-        dx, dweights = cpu.in_shards_back(self._walk_back, dy, self.input_size, cache.walks, cache.dstate)
+        dx, dweights = cpu.in_shards_back(self._walk_back, dy, cache.x, cache.walks, cache.dstate)
         cpu.add_to(self.weight_ih.grad, self.weight_hh.grad, self.bias.grad, dweights)
         return dx
 
-    def _walk_back(self, dy: Array, walk: Walk, dh: Array, dc: Array) -> tuple[Array, Array]:
-        """Backward through time: dx and the weights' gradients; dh, dc, of the last state, become those of the first.
+    def _walk_back(
+        self, dy: Array, x: Array, walk: Walk, block: cpu.Block, dh: Array, dc: Array
+    ) -> tuple[Array, Array]:
+        """Backward through the time steps of `block`: dx and the weights' gradients; takes dh, dc to before the first.
 
         dL/dh_t is what the loss asks of y_t plus what step t+1 hands back through W_hh. dL/dc_t is what h_t asks of c_t
         plus what step t+1 hands back through its forget gate.
         """
-        (sizes, x, gates, h, c), weight_hh = walk, self.weight_hh.data.reshape(4, -1, self.hidden_size)
-        dz, dh_dc, before, first = empty(gates.shape, x), empty(dy.shape, x), cpu.before(sizes), sizes[0]
+        gates, weight_hh = walk.gates[:, block.rows], self.weight_hh.data.reshape(4, -1, self.hidden_size)
+        dz, dh_dc, h, c = empty(gates.shape, dy), empty(dy.shape, dy), walk.h[block.after], walk.c[block.after]
 
         def slopes(rows: slice) -> None:  # dc/dz_i, dc/dz_f, dc/dz_g, dh/dz_o and dh/dc need no loss and no other row
             (i, f, g, o), (dz_i, dz_f, dz_g, dz_o) = gates[:, rows], dz[:, rows]
-            ig, fc, tanh_c, oh = i * g, f * c[before[rows]], np.tanh(c[first:][rows]), h[first:][rows]  # oh = o tanh(c)
+            ig, fc, tanh_c, oh = i * g, f * walk.c[block.before[rows]], np.tanh(c[rows]), h[rows]  # oh = o tanh(c)
             np.subtract(ig, ig * i, out=dz_i)  # g i (1 - i)
             np.subtract(fc, fc * f, out=dz_f)  # c_{t-1} f (1 - f)
             np.subtract(i, ig * g, out=dz_g)  # i (1 - g^2)
@@ -126,7 +126,7 @@ class LSTM(Layer):
             np.subtract(o, oh * tanh_c, out=dh_dc[rows])  # o (1 - tanh(c)^2)
 
         cpu.in_blocks(slopes, *dy.shape)
-        for rows, _, _ in reversed(cpu.steps(sizes)):
+        for rows in reversed(block.steps):
             alive = slice(0, rows.stop - rows.start)
             dh_t, dc_t, dz_t = dh[alive], dc[alive], dz[:, rows]
             dh_t += dy[rows]
@@ -135,7 +135,7 @@ class LSTM(Layer):
             dz_t[3] *= dh_t
             (dz_t @ weight_hh).sum(axis=0, out=dh_t)
             dc_t *= gates[1, rows]
-        return cpu.products_back(dz, x, h, before, self.weight_ih.data)
+        return cpu.products_back(dz, x, walk.h[block.before], self.weight_ih.data)
 
     def step(self, x: Array, state: State | None = None) -> State:
         """(h, c) after one time step of inference, as when text is written, from x (B, I) and the state before it."""

@@ -11,5 +11,6 @@ NUMBERS = 2**18  # numbers to go over that are worth a thread
 STEP = 2**14  # numbers z in a time step of an LSTM that are worth a thread, which goes through all steps
 DRAWS = 2**16  # logits to draw from that are worth a thread
 BLOCK = 2**17  # numbers in a block
-LOGITS_BYTES = 18 * 2**20  # logits that a thread holds at a time: enough rows for a fast matrix product
+BACK = 2**21  # gradients dL/dz of an LSTM that a thread holds at a time, for memory
+LOGITS_BYTES = 9 * 2**20  # logits that a thread holds at a time: enough rows for a fast matrix product
 POOLED_BYTES = 2**16  # of a work array: below this the system's own allocator is as good

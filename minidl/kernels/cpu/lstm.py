@@ -64,15 +64,31 @@ def in_shards(
 
 
 def in_shards_back(
-    walk_back: Callable[..., tuple[np.ndarray, T]], dy: np.ndarray, width: int, walks: list[Any], dstate: State
-) -> tuple[np.ndarray, list[T]]:
-    """(dx, what is left): for each of `in_shards`' walks walk_back(dy, walk, dh, dc) -> (dx, what it leaves)."""
-    (dh, dc), dx = dstate, empty((len(dy), width), dy)
+    walk_back: Callable[..., tuple[np.ndarray, np.ndarray]],
+    dy: np.ndarray,
+    x: np.ndarray,
+    walks: list[tuple[Shard, Any]],
+    dstate: State,
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(dx, sums): for each of `in_shards`' walks walk_back(dy, x, walk, block, dh, dc) -> (dx, sums), block by block.
 
-    def run(shard: Shard, walk: Any) -> T:
-        some = shard.sequences
-        dx[shard.rows], left = walk_back(_taken(dy, shard.rows), walk, dh[some], dc[some])
-        return left
+    Blocks, from the last time steps to the first, are for memory: what is needed of each row is there of few at a time.
+    """
+    (dh, dc), dx = dstate, empty(x.shape, dy)
+
+    def run(shard: Shard, walk: Any) -> np.ndarray:
+        last, *others = reversed(blocks(shard.sizes, 4 * dy.shape[1]))
+
+        def back(block: Block) -> np.ndarray:
+            rows = block.rows if isinstance(shard.rows, slice) else shard.rows[block.rows]
+            states = dh[shard.sequences], dc[shard.sequences]
+            dx[rows], sums = walk_back(_taken(dy, rows), _taken(x, rows), walk, block, *states)
+            return sums
+
+        total = back(last)
+        for block in others:
+            total += back(block)
+        return total
 
     return dx, threads.run([partial(run, *pair) for pair in walks])
 
@@ -94,16 +110,38 @@ def steps(sizes: list[int]) -> list[tuple[slice, slice, slice]]:
     return found
 
 
+class Block(NamedTuple):
+    """Time steps that follow one another."""
+
+    rows: slice  # of all of them
+    steps: list[slice]  # where the rows of each lie among these
+    before: np.ndarray  # where the state before each row lies
+    after: slice  # and where the states after the rows do
+
+
+def blocks(sizes: list[int], width: int) -> list[Block]:
+    """All time steps in blocks of up to BACK numbers, a row having `width`, or of one step."""
+    found: list[list[slice]] = []
+    for rows, _, _ in steps(sizes):
+        if not found or (rows.stop - found[-1][0].start) * width > cuts.BACK:
+            found.append([])
+        found[-1].append(rows)
+    shift = np.repeat([sizes[0], *sizes[:-1]], sizes)
+    return [_block([(rows.start, rows.stop) for rows in some], sizes[0], shift) for some in found]
+
+
+def _block(bounds: list[tuple[int, int]], first: int, shift: np.ndarray) -> Block:
+    start, stop = bounds[0][0], bounds[-1][1]
+    before = np.arange(first + start, first + stop) - shift[start:stop]
+    own = [slice(a - start, b - start) for a, b in bounds]
+    return Block(slice(start, stop), own, before, slice(first + start, first + stop))
+
+
 def begun(first: np.ndarray, rows: int) -> np.ndarray:
     """Such an array, with the states from before the first step."""
     states = empty((len(first) + rows, first.shape[1]), first)
     states[: len(first)] = first
     return states
-
-
-def before(sizes: list[int]) -> np.ndarray:
-    """(N,): where the state before each row lies in it."""
-    return np.arange(sizes[0], sizes[0] + sum(sizes)) - np.repeat([sizes[0], *sizes[:-1]], sizes)
 
 
 def last(sizes: list[int]) -> np.ndarray:
@@ -163,12 +201,12 @@ def in_blocks(task: Callable[[slice], object], rows: int, width: int) -> None:
 
 
 def products_back(
-    dz: np.ndarray, x: np.ndarray, h: np.ndarray, before: np.ndarray, weight: np.ndarray
+    dz: np.ndarray, x: np.ndarray, h_before: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """dx = dz W summed over the gates (N, D), and [x_t h_{t-1} 1]^T dz (4, D + H + 1, H), with the bias's input 1."""
     (_, N, H), D = dz.shape, x.shape[1]
     inputs = empty((N, D + H + 1), x)
-    inputs[:, :D], inputs[:, D:-1], inputs[:, -1] = x, h[before], 1
+    inputs[:, :D], inputs[:, D:-1], inputs[:, -1] = x, h_before, 1
     dweights, dx, stacked = empty((4, D + H + 1, H), dz), empty((N, D), dz), weight.reshape(4, H, D)
 
     def sum_rows(gates: slice) -> None:

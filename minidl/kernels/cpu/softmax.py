@@ -1,6 +1,6 @@
 """Projection, softmax and cross-entropy on NumPy, by blocks of rows, so that logits never exist as a whole.
 
-At N = 12,800 and V = 3,602 a thread holds 18 MiB of them in place of 176 for each array of that size; a textbook
+At N = 12,800 and V = 3,602 a thread holds 9 MiB of them in place of 176 for each array of that size; a textbook
 version has three: logits, softmax and gradient. [W b]^T is a copy, turned round because a product with it is faster so;
 the bias is the weight of an input that always is 1.
 """
