@@ -87,7 +87,7 @@ class LSTM(Layer):
             i, f, g, o = cpu.squash(z)
             c_t = np.multiply(f, c[before], out=c[after])
             c_t += i * g
-            np.multiply(o, np.tanh(c_t), out=h[after])
+            np.multiply(o, np.tanh(c_t, out=h[after]), out=h[after])
         last = cpu.last(sizes)
         h_last[...], c_last[...] = h[last], c[last]
         return h[sizes[0] :], Walk(gates, h, c)
@@ -145,6 +145,6 @@ class LSTM(Layer):
         h, c = cpu.states("state", state, len(x), self.hidden_size, like=x, exact=True)
         z = x @ self.weight_ih.data.T + h @ self.weight_hh.data.T
         z += self.bias.data
-        i, f, g, o = cpu.squash(z.reshape(len(x), 4, -1).transpose(1, 0, 2).copy())
+        i, f, g, o = cpu.squash(cpu.halved(z))
         c = f * c + i * g
         return o * np.tanh(c), c
