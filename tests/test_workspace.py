@@ -20,7 +20,7 @@ from small_model import RAGGED, RECTANGULAR, TOKENS, Model, bits, cut_for, train
 
 import minidl
 from minidl.kernels.cpu import cuts, threads, workspace
-from minidl.kernels.cpu.workspace import empty, zeros
+from minidl.kernels.cpu.workspace import empty
 
 FLOATS = np.zeros(0, np.float32), np.zeros(0, np.float64)
 needs_fork = pytest.mark.skipif(
@@ -41,7 +41,7 @@ def test_every_array_starts_on_a_cache_line(least: int, like: np.ndarray) -> Non
     item = like.itemsize
     lengths = [*range(1, 70), *(2**16 // item + k for k in (-1, 0, 1)), 100_003]
     with reused_memory(least):
-        kept = [make((length,), like) for length in lengths for make in (empty, zeros)]
+        kept = [empty((length,), like) for length in lengths for _ in range(2)]
         assert all(address(array) % 64 == 0 for array in kept)
         assert [array.shape for array in kept] == [(length,) for length in lengths for _ in range(2)]
 
@@ -51,13 +51,11 @@ def test_every_array_starts_on_a_cache_line(least: int, like: np.ndarray) -> Non
 def test_an_array_is_like_any_other(like: np.ndarray, shape: tuple[int, ...]) -> None:
     with reused_memory():
         empty((300, 400), like)  # what comes next lies in memory that is not clean
-        cleared = zeros(shape, like)
-        assert (cleared == 0).all()
-        for array in (cleared, empty(shape, like)):
-            assert type(array) is np.ndarray and array.flags.c_contiguous and array.flags.writeable
-            assert array.shape == shape and array.dtype == like.dtype
-            array[...] = 7
-            assert (array == 7).all()
+        array = empty(shape, like)
+        assert type(array) is np.ndarray and array.flags.c_contiguous and array.flags.writeable
+        assert array.shape == shape and array.dtype == like.dtype
+        array[...] = 7
+        assert (array == 7).all()
 
 
 # Which memory.
@@ -113,7 +111,7 @@ def test_a_view_keeps_the_memory(view: Callable[[np.ndarray], Any]) -> None:
         first, kept = address(array), view(array)
         before = kept.tobytes() if isinstance(kept, np.ndarray) else None
         del array
-        others = [zeros((8, 20), FLOATS[0]) for _ in range(3)]
+        others = [empty((8, 20), FLOATS[0]) for _ in range(3)]
         assert first not in map(address, others)
         assert before is None or kept.tobytes() == before
         del kept
@@ -143,11 +141,10 @@ class Pool(RuleBasedStateMachine):
         self.numbers = itertools.count(1)
         self.alive: list[tuple[np.ndarray, float]] = []
 
-    @rule(length=st.integers(1, 2000), wide=st.booleans(), zeroed=st.booleans())
-    def take(self, length: int, wide: bool, zeroed: bool) -> None:
-        array = (zeros if zeroed else empty)((length,), FLOATS[wide])
+    @rule(length=st.integers(1, 2000), wide=st.booleans())
+    def take(self, length: int, wide: bool) -> None:
+        array = empty((length,), FLOATS[wide])
         assert address(array) % 64 == 0
-        assert not zeroed or not array.any()
         number = float(next(self.numbers))
         array[...] = number
         self.alive.append((array, number))

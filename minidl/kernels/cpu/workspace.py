@@ -35,13 +35,6 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
     return memory.view(like.dtype).reshape(shape)
 
 
-def zeros(shape: tuple[int, ...], like: Array) -> Array:
-    """An array of zeros, of the library and dtype of `like`."""
-    array = empty(shape, like)
-    array[...] = 0
-    return array
-
-
 def with_ones(x: Array) -> Array:
     """[x 1] (n, D + 1): x (n, D) and a column of ones, whose weight is a bias."""
     x1 = empty((len(x), x.shape[1] + 1), x)
