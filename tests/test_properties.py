@@ -37,21 +37,26 @@ layouts, kinds = st.sampled_from(LAYOUTS), st.sampled_from(KINDS)
 
 
 class Cut(NamedTuple):
-    """How work is cut: for how many threads, and into blocks of how many rows."""
+    """How work is cut: for how many threads, and into blocks of how many rows, an LSTM's backward pass too."""
 
     threads: int
     block: int
+    back: int
 
     @contextlib.contextmanager
     def __call__(self, width: int) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(cut_for(self.threads))
-            for name, value in (("BLOCK", self.block * width), ("LOGITS_BYTES", self.block * width * 8)):
+            for name, value in (
+                ("BLOCK", self.block * width),
+                ("BACK", self.back * width * 4),
+                ("LOGITS_BYTES", self.block * width * 8),
+            ):
                 stack.enter_context(mock.patch.object(all_cuts, name, value))
             yield
 
 
-cuts = st.builds(Cut, st.integers(1, 3), st.integers(1, 20))
+cuts = st.builds(Cut, st.integers(1, 3), st.integers(1, 20), st.integers(1, 20))
 
 
 def laid_out(array: np.ndarray, layout: str) -> np.ndarray:

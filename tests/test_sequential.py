@@ -93,6 +93,14 @@ def test_a_layer_that_is_there_twice_adds_its_gradients_and_has_its_weights_once
     linear = filled(minidl.Linear(3, 3, dtype="float64"))
     model, x = minidl.Sequential(linear, minidl.Dropout(0.0), linear), np.random.default_rng(0).normal(size=(5, 3))
     assert list(model.state_dict()) == ["layers.0.weight", "layers.0.bias"]
+    other, dy = filled(minidl.Linear(3, 3, dtype="float64")), np.random.default_rng(1).normal(size=(5, 3))
+    (middle, lower), packing = other.forward(x), minidl.Packing([5], step=0)
+    expected, upper = other.forward(middle)
+    y, caches = model.forward(x, packing)
+    dx = model.backward(dy, caches)
+    assert snapshot(y, dx) == snapshot(expected, other.backward(other.backward(dy, upper), lower))
+    assert snapshot(model(x, packing)) == snapshot(expected)
+    assert snapshot(linear.weight.grad, linear.bias.grad) == snapshot(other.weight.grad, other.bias.grad)
     assert minidl.gradcheck(model, x, minidl.Packing([5], step=0)).max_error < 1e-7
 
 
