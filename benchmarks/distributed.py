@@ -65,10 +65,11 @@ def ranks_side(ranks: int, batch: int) -> Side:
 
 def build(args: argparse.Namespace, batch: int, distributed: bool = False) -> Ready:
     sys.path.append(str(harness.POETRY))
-    import ranks
-    from model import Batch, PoemModel
-    from progress import Progress
-    from training import train_epoch
+    from common.progress import Progress
+    from corpus.tasks import Batch
+    from learning import ranks
+    from learning.training import train_epoch
+    from model import PoemModel
 
     import minidl
 

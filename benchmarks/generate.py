@@ -82,8 +82,8 @@ def ready(write: Any, at_once: int) -> Ready:
 
 def minidl_model() -> tuple[Any, Any]:
     """PoemModel and Vocabulary of examples/poetry."""
+    from corpus.vocabulary import Vocabulary
     from model import PoemModel
-    from vocabulary import Vocabulary
 
     model = PoemModel(SIZE.vocabulary, SIZE.embedding, SIZE.hidden)
     for parameter, values in zip(model.parameters(), weights(), strict=True):
@@ -106,7 +106,7 @@ def torch_model(cell: bool = False) -> Any:
 
 
 def build_minidl(args: argparse.Namespace) -> Ready:
-    from verse import write_poems
+    from verse.writing import write_poems
 
     import minidl
 

@@ -35,8 +35,7 @@ import results
 from processes import BenchmarkError, Ready, Side, serve
 
 if TYPE_CHECKING:
-    from model import Batch
-    from tasks import Task
+    from corpus.tasks import Batch, Task
 
 FOLDER = "MINIDL_MAPPED"  # the environment variable that tells a side where the prepared folder is
 LOG = "memory.jsonl"  # beside it: what the mapped side's memory was
@@ -95,12 +94,13 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def prepare(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Make the text and the prepared folder; what that took. The text is deleted again."""
-    import corpus
-    import settings
+    from corpus import tang
+    from learning import settings
+
     from tqdm import tqdm
 
     best = settings.RECIPES["best"]
-    found = corpus.load(args.corpus, args.files, max_length=best["max_length"], progress=False).poems
+    found = tang.load(args.corpus, args.files, max_length=best["max_length"], progress=False).poems
     repeats = math.ceil(args.gigabytes * 1e9 / (2 * 0.89 * sum(len(poem) + 2 for poem in found)))  # 89 % train
     rng = np.random.default_rng(0)
     with (folder / TEXT).open("w", encoding="utf-8", newline="\n") as file:
@@ -126,17 +126,16 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def build_mapped(args: argparse.Namespace) -> Ready:
-    import prepared
+    from corpus import prepared
 
     folder = Path(os.environ[FOLDER])
     return trained(args, prepared.load(folder / PREPARED).task(BATCH), folder / LOG)
 
 
 def build_memory(args: argparse.Namespace) -> Ready:
-    import settings
-    import sources
-    from tasks import packed_task
-    from vocabulary import Vocabulary
+    from corpus.tasks import packed_task
+    from corpus.vocabulary import Vocabulary
+    from learning import settings, sources
 
     best = settings.RECIPES["best"]
     where = {"text": None, "corpus": args.corpus, "files": args.files, "max_length": best["max_length"]}
@@ -147,10 +146,10 @@ def build_memory(args: argparse.Namespace) -> Ready:
 
 def trained(args: argparse.Namespace, task: Task, log: Path | None = None) -> Ready:
     """A turn is some steps, their batches drawn meanwhile. Sides agree on the vocabulary's size."""
-    import settings
+    from common.progress import Progress
+    from learning import settings
+    from learning.training import build_optimizer, train_epoch
     from model import PoemModel
-    from progress import Progress
-    from training import build_optimizer, train_epoch
 
     import minidl
 
@@ -187,7 +186,8 @@ def look() -> Look:
 
 def walk(folder: Path) -> dict[str, Any]:
     """Over the batches of a whole epoch: what memory there was; and how soon its middle is reached."""
-    import prepared
+    from corpus import prepared
+
     from tqdm import tqdm
 
     started = time.perf_counter()
@@ -238,7 +238,8 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 def draw(path: Path, result: dict[str, Any]) -> None:
-    import figures  # of the poetry example
+    from common import figures  # of the poetry example
+
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")

@@ -14,7 +14,7 @@ from harness import POETRY
 
 sys.path.append(str(POETRY))
 if TYPE_CHECKING:
-    from tasks import Rows
+    from corpus.tasks import Rows
 BATCH = 256  # poems a step, as train.py takes by default
 
 
@@ -26,25 +26,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def import_all() -> None:
     """What `training_rows` imports, for those who measure what it does besides."""
-    for name in ("settings", "sources", "tasks", "vocabulary"):
+    for name in ("learning.settings", "learning.sources", "corpus.tasks", "corpus.vocabulary"):
         importlib.import_module(name)
 
 
 def report_poems(directory: Path | None) -> list[str]:
     """The report's poems in its order, duplicates and all."""
-    import corpus
-    import protocol
+    from corpus import tang
+    from learning import protocol
 
     longest = protocol.DATA["max_length"]
-    return corpus.load(directory, protocol.FILES, max_length=longest, unique=False, progress=False).poems
+    return tang.load(directory, protocol.FILES, max_length=longest, unique=False, progress=False).poems
 
 
 def training_rows(directory: Path | None, files: int, max_vocabulary: int | None = None) -> tuple[Rows, sizes.Size]:
     """The training part of the first `files` files, encoded, and the default model's size for it."""
-    import settings
-    import sources
-    from tasks import Rows
-    from vocabulary import Vocabulary
+    from corpus.tasks import Rows
+    from corpus.vocabulary import Vocabulary
+    from learning import settings, sources
 
     longest = settings.DEFAULTS["max_length"]
     part = sources.read_parts(argparse.Namespace(text=None, corpus=directory, files=files, max_length=longest))[0]

@@ -24,7 +24,7 @@ from processes import Ready, Side
 from results import Question, Ratio
 
 if TYPE_CHECKING:
-    from tasks import Rows
+    from corpus.tasks import Rows
 
 WAYS = ("torch-padded", "torch-packed", "torch-rows")
 
@@ -49,6 +49,7 @@ def main() -> None:
 def build_minidl(args: argparse.Namespace) -> Ready:
     rows, size = poems.training_rows(args.corpus, files=8)
     from model import PoemModel
+
     from side_minidl import set_weights
 
     import minidl

@@ -49,8 +49,9 @@ def main() -> None:
 
 
 def build(args: argparse.Namespace, files: int) -> Ready:
-    import side_minidl
     from model import PoemModel
+
+    import side_minidl
 
     import minidl
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_sequence
 
 if TYPE_CHECKING:
-    from tasks import Rows
+    from corpus.tasks import Rows
 
 IGNORED = -100  # cross_entropy's mark for a target that does not count
 WIDTH = 50  # of the report's rows

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from model import Batch
+    from corpus.tasks import Batch
 
 EMBEDDING, HIDDEN, LR = 128, 256, 0.005
 

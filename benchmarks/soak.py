@@ -86,12 +86,12 @@ def look() -> Sample:
 
 def build(folder: Path) -> Callable[[int], None]:
     """A function that does a round of everything."""
+    from common.progress import Progress
+    from corpus.tasks import Rows
+    from corpus.vocabulary import BEGIN, END, UNKNOWN, Vocabulary
+    from learning.training import evaluate, train_epoch
     from model import PoemModel, load_model, save_model
-    from progress import Progress
-    from tasks import Rows
-    from training import evaluate, train_epoch
-    from verse import write_poems
-    from vocabulary import BEGIN, END, UNKNOWN, Vocabulary
+    from verse.writing import write_poems
 
     import minidl
 
@@ -126,7 +126,8 @@ def verdict(samples: list[Sample]) -> dict[str, float]:
 
 
 def draw(path: Path, samples: list[Sample]) -> None:
-    import figures  # of the poetry example
+    from common import figures  # of the poetry example
+
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")

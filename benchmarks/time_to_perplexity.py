@@ -50,10 +50,10 @@ def table(question: Question, result: Mapping[str, Any]) -> str:
 
 def build_minidl(args: argparse.Namespace) -> Ready:
     found = poems.report_poems(args.corpus)
-    import protocol
+    from common.progress import Progress
+    from learning import protocol
+    from learning.training import evaluate, train_epoch
     from model import PoemModel
-    from progress import Progress
-    from training import evaluate, train_epoch
 
     import minidl
 
@@ -76,7 +76,8 @@ def build_minidl(args: argparse.Namespace) -> Ready:
 
 def build_torch(args: argparse.Namespace) -> Ready:
     found = poems.report_poems(args.corpus)
-    import protocol
+    from learning import protocol
+
     import torch
     from side_torch_report import ReportModel, rows_of
 

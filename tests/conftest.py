@@ -12,7 +12,7 @@ from hypothesis import settings
 # Tests multiply small matrices, where threads that wait for each other cost more than they save.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "examples" / "poetry"))
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "examples" / "poetry")]
 
 settings.register_profile("suite", derandomize=True, deadline=None, max_examples=60, print_blob=True)
 settings.register_profile("thorough", derandomize=False, deadline=None, max_examples=2000, print_blob=True)
@@ -22,7 +22,7 @@ settings.load_profile("thorough" if os.environ.get("MINIDL_THOROUGH") == "1" els
 def pytest_configure(config: pytest.Config) -> None:
     """A warning that points at this project's code is an error; what another package or a plugin warns of is not."""
     files = [file for part in ("examples", "benchmarks", "docs", "tests") for file in (ROOT / part).rglob("*.py")]
-    ours = "|".join(sorted({"minidl", "__main__", *(file.stem for file in files)}))
+    ours = "|".join(sorted({"minidl", "__main__", *(name for file in files for name in (file.stem, file.parent.name))}))
     config.addinivalue_line("filterwarnings", rf"error:::({ours})(\.|$)")
 
 

@@ -16,20 +16,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cli
-import corpus
-import numpy as np
-import wishes
-from copies import LINE, LineIndex
-from free_verse import MARKS
-from judging import Verdict, judge
+from common import cli
+from common.atomic_files import write_text
+from corpus import tang
+from corpus.line_index import LINE, LineIndex
+from corpus.tasks import MAX_LENGTH
 from model import load_model
-from plans import Impossible
-from poets import Free, Poet, Regulated
-from prosody import FORMS, Form
-from scoring import log_probabilities
-from verse import MAX_LENGTH, TEMPERATURE, write_poems
-from whole_files import write_text
+from verse import request
+from verse.free_verse import MARKS
+from verse.judging import Verdict, judge
+from verse.plans import Impossible
+from verse.poets import Free, Poet, Regulated
+from verse.prosody import FORMS, Form
+from verse.scoring import log_probabilities
+from verse.writing import TEMPERATURE, write_poems
+
+import numpy as np
 
 import minidl
 
@@ -64,7 +66,7 @@ class Writer:
     def __init__(self, args: Namespace, path: Path) -> None:
         self.args = args
         self.model, self.vocabulary, self.facts = load_model(path)
-        self.index = wishes.line_index(path, self.facts)
+        self.index = request.line_index(path, self.facts)
 
     def written(self, form: Form | None, count: int, *, no_copy: bool = False) -> list[str]:
         """Poems as generate.py writes them."""
@@ -110,13 +112,13 @@ def main() -> int:
 
 def evaluate(args: Namespace, writer: Writer) -> None:
     """Write, judge and compare; what is finished stays in --out."""
-    found = corpus.load(args.corpus, args.files, max_length=None)
-    tang: dict[str, list[str]] = {shape: [] for shape in ("", *(form.short for form in FORMS))}
+    found = tang.load(args.corpus, args.files, max_length=None)
+    of_tang: dict[str, list[str]] = {shape: [] for shape in ("", *(form.short for form in FORMS))}
     for poem in found.poems:
-        tang[judge(poem).shape].append(poem)
+        of_tang[judge(poem).shape].append(poem)
     lines = Counter(line for poem in found.poems for line in set(LINE.findall(poem)))
     free = kept_in(args.out / "free-samples.txt", FREE_SAMPLES * args.count, writer.samples)
-    rows = [row for form in FORMS for row in rows_of(writer, form, free, tang[form.short], lines)]
+    rows = [row for form in FORMS for row in rows_of(writer, form, free, of_tang[form.short], lines)]
     verse = kept_in(args.out / "free.txt", args.count, lambda n: writer.written(None, n))
     rows.append(row_of("free", "written", verse, writer, copied=copied(verse, writer.index)))
     rows[-1].seconds = writer.seconds(None)
@@ -125,7 +127,7 @@ def evaluate(args: Namespace, writer: Writer) -> None:
     rows.append(row_of("free", "Tang", others, writer, copied=shared(others, lines)))
     write_text(args.out / "verse.json", json.dumps([asdict(row) for row in rows], ensure_ascii=False))
     write_text(args.out / "verse.md", table(rows))
-    from verse_figure import draw_verse  # matplotlib is slow to import, and wanted only here
+    from verse.verse_figure import draw_verse  # matplotlib is slow to import, and wanted only here
 
     draw_verse(args.out / "verse.png", [asdict(row) for row in rows if row.form != "free"])
     print(table(rows), end="")
@@ -149,14 +151,14 @@ def parse_arguments() -> Namespace:
     return parser.parse_args()
 
 
-def rows_of(writer: Writer, form: Form, free: Sequence[str], tang: Sequence[str], lines: Counter[str]) -> list[Row]:
+def rows_of(writer: Writer, form: Form, free: Sequence[str], of_tang: Sequence[str], lines: Counter[str]) -> list[Row]:
     """All that is said of one form."""
     out, count, short = writer.args.out, writer.args.count, form.short
     plain = kept_in(out / f"{form.short}.txt", count, lambda n: writer.written(form, n))
     fresh = kept_in(out / f"{form.short}-no-copy.txt", count, lambda n: writer.written(form, n, no_copy=True))
     same = [poem for poem in free if judge(poem).shape == short]
     strict = [poem for poem in same if judge(poem).kept]
-    real = spread(tang, count)
+    real = spread(of_tang, count)
     rows = [
         row_of(short, "written", plain, writer, copied=copied(plain, writer.index)),
         row_of(short, "written, --no-copy", fresh, writer, copied=copied(fresh, writer.index)),
@@ -266,4 +268,4 @@ def percent(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, corpus.CorpusError, Impossible)
+    cli.run(main, tang.CorpusError, Impossible)

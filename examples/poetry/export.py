@@ -10,11 +10,11 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-import cli
+from common import cli
+from common.atomic_files import write_bytes
+from corpus.tasks import MAX_LENGTH
+from corpus.vocabulary import Vocabulary
 from model import load_model
-from verse import MAX_LENGTH
-from vocabulary import Vocabulary
-from whole_files import write_bytes
 
 import minidl
 
@@ -32,7 +32,7 @@ def main() -> int:
         raise cli.UsageError(f"--out {args.out} is the model itself")
     facts = facts_of(vocabulary, metadata.get("max_length", MAX_LENGTH))
     if args.out.suffix == ".onnx":
-        from onnx_graph import poem_graph
+        from verse.onnx_graph import poem_graph
 
         try:
             graph = poem_graph(model, facts)

@@ -9,14 +9,15 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-import cli
-import wishes
-from composing import Poem
+from common import cli
+from corpus.tasks import MAX_LENGTH
+from corpus.vocabulary import BEGIN
 from model import load_model
-from plans import Impossible
-from poets import Free, Poet, Regulated
-from verse import MAX_LENGTH, TEMPERATURE
-from vocabulary import BEGIN
+from verse import request
+from verse.composing import Poem
+from verse.plans import Impossible
+from verse.poets import Free, Poet, Regulated
+from verse.writing import TEMPERATURE
 
 FORMS = "五絕|七絕|五律|七律|free"
 EXPLAIN = (
@@ -30,15 +31,15 @@ def main() -> int:
     path = args.model or cli.newest_model()
     model, vocabulary, facts = load_model(path)
     for name in ("start", "acrostic", "keyword"):
-        setattr(args, name, wishes.in_vocabulary(getattr(args, name) or "", vocabulary, f"--{name}"))
+        setattr(args, name, request.in_vocabulary(getattr(args, name) or "", vocabulary, f"--{name}"))
     if not args.start + args.acrostic and BEGIN not in vocabulary:
         raise cli.UsageError(f"the model {path} needs a first character: give one with --start")
     args.max_length = args.max_length or facts.get("max_length", MAX_LENGTH)
-    index = wishes.line_index(path, facts) if args.no_copy else wishes.index_at_hand(path)
+    index = request.line_index(path, facts) if args.no_copy else request.index_at_hand(path)
     try:
         poet: Poet = (Free if args.form is None else Regulated)(args, model, vocabulary, index)
         for poems in poet.poems():
-            print("\n".join(wishes.in_script(poem.text, args.script) for poem in poems), flush=True)
+            print("\n".join(request.in_script(poem.text, args.script) for poem in poems), flush=True)
             if args.explain is not None:
                 for poem in poems:
                     explain(poet, poem, args)
@@ -63,15 +64,15 @@ def parse_arguments() -> Namespace:
         metavar="TEXT",
         help="what the poem begins with; simplified characters are understood",
     )
-    add("--form", type=wishes.form, metavar=FORMS, help="a form whose rules are kept; free verse without it")
+    add("--form", type=request.form, metavar=FORMS, help="a form whose rules are kept; free verse without it")
     add(
         "--rhyme",
-        type=wishes.rhyme,
+        type=request.rhyme,
         metavar="GROUP",
         help="the rhyme, by the name of a group of the 平水韻, such as 東",
     )
-    add("--acrostic", type=wishes.characters, metavar="TEXT", help="the first characters of the lines")
-    add("--keyword", type=wishes.word, metavar="TEXT", help="a character or one word that stands in the poem")
+    add("--acrostic", type=request.characters, metavar="TEXT", help="the first characters of the lines")
+    add("--keyword", type=request.word, metavar="TEXT", help="a character or one word that stands in the poem")
     add("--no-copy", action="store_true", help="write no line that stands in what the model was trained on")
     add("--script", choices=["traditional", "simplified"], default="traditional", help="what poems are printed in")
     add("--count", type=cli.whole(1, 1_000_000), default=1, help="how many poems, one a line")
@@ -87,21 +88,21 @@ def parse_arguments() -> Namespace:
     for name in ("temperature", "top_k", "top_p"):
         if args.argmax and getattr(args, name) != parser.get_default(name):
             parser.error(f"--argmax draws nothing, so --{name.replace('_', '-')} has no meaning with it")
-    wishes.check(parser, args)
+    request.check(parser, args)
     return args
 
 
 def explain(poet: Poet, poem: Poem, args: Namespace) -> None:
     """What the model thought of the poem: as a table, or as a picture in the file that was named."""
-    import explaining  # only here: few want it
+    from verse import explaining  # only here: few want it
 
     thoughts = explaining.thoughts(poet.model, poet.vocabulary, poem.text, poet.referee(poem))
-    poem_in_script = wishes.in_script(poem.text, args.script)
-    thoughts = explaining.converted(thoughts, poem_in_script, lambda text: wishes.in_script(text, args.script))
+    poem_in_script = request.in_script(poem.text, args.script)
+    thoughts = explaining.converted(thoughts, poem_in_script, lambda text: request.in_script(text, args.script))
     if args.explain == Path():
         print(explaining.table(thoughts), flush=True)
     else:
-        from explaining_picture import draw_thoughts  # matplotlib is slow to import
+        from verse.explaining_picture import draw_thoughts  # matplotlib is slow to import
 
         draw_thoughts(args.explain, thoughts)
 

@@ -6,8 +6,10 @@ import os
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
+from corpus.tasks import Batch
+from corpus.vocabulary import Vocabulary
+
 import numpy as np
-from vocabulary import Vocabulary
 
 import minidl
 from minidl import checks
@@ -16,16 +18,6 @@ from minidl.layers.lstm import State as LSTMState
 from minidl.sequences import place
 
 State = list[LSTMState]  # of every LSTM, the lowest first
-
-
-class Batch(NamedTuple):
-    """Poems as packed rows: the id at each place, and the id that should follow it."""
-
-    inputs: np.ndarray  # (N,)
-    targets: np.ndarray  # (N,)
-    packing: minidl.Packing
-    real: np.ndarray | None = None  # (N,): False where the target is a pad; None where there are no pads
-    total: int | None = None  # how many rows the batch has of which this is a part; None where it is whole
 
 
 class Nats(NamedTuple):

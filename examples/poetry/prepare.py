@@ -21,15 +21,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import cli
-import corpus
+from common import cli
+from common.atomic_files import new_folder, write_text
+from common.progress import Progress
+from corpus import tang, texts
+from corpus.prepared import FACTS, KIND, PARTS, VERSION
+from corpus.vocabulary import BEGIN, END, UNKNOWN, Vocabulary, code_points
+from learning import settings
+
 import numpy as np
-import settings
-import texts
-from prepared import FACTS, KIND, PARTS, VERSION
-from progress import Progress
-from vocabulary import BEGIN, END, UNKNOWN, Vocabulary, code_points
-from whole_files import new_folder, write_text
 
 CODE_POINTS = 0x110000  # of Unicode
 AT_ONCE = 10_000  # poems of the Tang
@@ -75,7 +75,7 @@ class ArrayFile:
     def finish(self) -> dict[str, Any]:
         """How many numbers it holds, and their SHA-256; CorpusError if there were more or fewer than announced."""
         if self.left:
-            raise corpus.CorpusError("the text was changed while it was read: the second time it had other poems")
+            raise tang.CorpusError("the text was changed while it was read: the second time it had other poems")
         self.file.flush()
         os.fsync(self.file.fileno())  # some file systems tell only here that they are full
         return {"count": self.count, "sha256": self.digest.hexdigest()}
@@ -124,17 +124,17 @@ def of_text(path: Path, encoding: str) -> Source:
     try:
         status = path.stat()
     except OSError as error:
-        raise corpus.CorpusError(f"cannot read {path}: {error.strerror or error}") from None
+        raise tang.CorpusError(f"cannot read {path}: {error.strerror or error}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise corpus.CorpusError(f"cannot read {path} twice: it is no regular file")
+        raise tang.CorpusError(f"cannot read {path} twice: it is no regular file")
     if status.st_size == 0:
-        raise corpus.CorpusError(f"{path} is empty")
+        raise tang.CorpusError(f"{path} is empty")
     return Source(poems, status.st_size, "B")
 
 
 def of_the_tang(args: Namespace) -> Source:
     """Without duplicates, as train.py has them; they fit into memory."""
-    found = corpus.load(args.corpus, args.files, max_length=args.max_length).poems
+    found = tang.load(args.corpus, args.files, max_length=args.max_length).poems
     cut = [found[at : at + AT_ONCE] for at in range(0, len(found), AT_ONCE)]
     return Source(lambda: ((poems, len(poems)) for poems in cut), len(found), " poems")
 
@@ -148,7 +148,7 @@ def watched(source: Source, progress: Progress) -> Iterator[list[str]]:
 def training_texts(source: Iterable[list[str]], tallies: Sequence[Tally]) -> Iterator[str]:
     """The training part, many poems to a string; what the parts have is added to `tallies`."""
     for poems in source:
-        parts = corpus.split(poems)
+        parts = tang.split(poems)
         for tally, part in zip(tallies, parts, strict=True):
             tally.add(part)
         yield "".join(parts[0])
@@ -183,7 +183,7 @@ def encode(
             for name, tally in zip(PARTS, tallies, strict=True)
         }
         for poems in source:
-            for part, into in zip(corpus.split(poems), files.values(), strict=True):
+            for part, into in zip(tang.split(poems), files.values(), strict=True):
                 into["lengths"].add(np.array([len(poem) + 1 for poem in part]))
                 text = "".join(f"{FIRST}{poem}{LAST}" for poem in part)
                 into["ids"].add(table[code_points(text)])
@@ -216,4 +216,4 @@ def parse_arguments() -> Namespace:
 
 
 if __name__ == "__main__":
-    cli.run(main, corpus.CorpusError)
+    cli.run(main, tang.CorpusError)

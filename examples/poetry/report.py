@@ -14,20 +14,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import cli
-import corpus
-import figures
+from common import cli, figures
+from common.atomic_files import write_text
+from corpus import tang
+from corpus.tasks import Batch, Task
+from learning import protocol
+from learning.training import Diverged, build_optimizer, fit
+from model import PoemModel, load_model, save_model
+from verse.composing import Choice, compose
+from verse.plans import plan
+from verse.prosody import FORMS, Form
+from verse.readings import sounds
+from verse.writing import STARTS, TEMPERATURE, write_poems
+
 import numpy as np
-import protocol
-from composing import Choice, compose
-from model import Batch, PoemModel, load_model, save_model
-from plans import plan
-from prosody import FORMS, Form
-from readings import sounds
-from tasks import Task
-from training import Diverged, build_optimizer, fit
-from verse import STARTS, TEMPERATURE, write_poems
-from whole_files import write_text
 
 import minidl
 
@@ -60,7 +60,7 @@ def kept(out: Path) -> str:
 
 
 def report(args: Namespace, out: Path) -> int:
-    found = corpus.load(args.corpus, protocol.FILES, max_length=protocol.WIDTH - 1, unique=False)
+    found = tang.load(args.corpus, protocol.FILES, max_length=protocol.WIDTH - 1, unique=False)
     task = protocol.report_task(found.poems)
 
     curves, poems, starts = {}, {}, []
@@ -272,4 +272,4 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, corpus.CorpusError, Diverged)
+    cli.run(main, tang.CorpusError, Diverged)

@@ -8,16 +8,16 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-import cli
-import copies
-import corpus
-import numpy as np
-import sources
-from copies import LineIndex
-from held_out import figures_text
+from common import cli
+from corpus import line_index, tang
+from corpus.line_index import LineIndex
+from corpus.tasks import Task, packed_task
+from learning import sources
+from learning.metrics import figures_text
+from learning.training import held_out_figures
 from model import PoemModel, load_model
-from tasks import Task, packed_task
-from training import held_out_figures
+
+import numpy as np
 
 import minidl
 
@@ -32,7 +32,7 @@ def main() -> int:
     if not {"text", "protocol", "files", "max_length"} <= made.keys() or others:
         raise cli.UsageError(f"{args.run / FILE} was not trained on the Tang poems by a recipe of train.py")
     try:
-        index = LineIndex.load(args.run / copies.FILE)
+        index = LineIndex.load(args.run / line_index.FILE)
     except ValueError as error:
         raise cli.UsageError(str(error)) from None
     with cli.results_folder(args.out) as out:
@@ -53,7 +53,7 @@ def shrink(run: Path, out: Path, model: PoemModel, task: Task, index: LineIndex)
     settings = {name: value for name, value in made.items() if name != "corpus"}  # a folder of here
     minidl.save(out / FILE, half, {**metadata, "arguments": settings, "figures": figures["float16"]})
     try:
-        index.save(out / copies.FILE)
+        index.save(out / line_index.FILE)
     except BaseException:
         (out / FILE).unlink()
         raise
@@ -61,7 +61,7 @@ def shrink(run: Path, out: Path, model: PoemModel, task: Task, index: LineIndex)
         for part in ("test", "short_test"):
             if f"{part}_loss" in values:
                 cli.note(f"{kind}  {part.replace('_', ' ')} {figures_text(values, part)}")
-    size = sum((out / name).stat().st_size for name in (FILE, copies.FILE))
+    size = sum((out / name).stat().st_size for name in (FILE, line_index.FILE))
     cli.note(f"{size / 2**20:.1f} MiB in {out}, with the index of its corpus's lines")
 
 
@@ -76,4 +76,4 @@ def parse_arguments() -> Namespace:
 
 
 if __name__ == "__main__":
-    cli.run(main, corpus.CorpusError)
+    cli.run(main, tang.CorpusError)

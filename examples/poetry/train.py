@@ -17,25 +17,23 @@ from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 
-import cli
-import corpus
-import numpy as np
-import protocol
-import ranks
-import records
-import resuming
-from free_verse import MARKS, FreeVerse
-from held_out import figures_text, short
+from common import cli
+from common.atomic_files import write_text
+from corpus import tang
+from corpus.tasks import MAX_LENGTH, Task
+from corpus.vocabulary import Vocabulary
+from learning import protocol, ranks, records, run_checkpoint
+from learning.metrics import figures_text, short
+from learning.ranks import Alone
+from learning.records import NoRecords, Run
+from learning.settings import parse_arguments
+from learning.sources import Data, data_of
+from learning.training import Diverged, Standing, build_optimizer, fit, held_out_figures
 from model import PoemModel, load_model
-from ranks import Alone
-from records import NoRecords, Run
-from settings import parse_arguments
-from sources import Data, data_of
-from tasks import Task
-from training import Diverged, Standing, build_optimizer, fit, held_out_figures
-from verse import MAX_LENGTH, STARTS, write_poems
-from vocabulary import Vocabulary
-from whole_files import write_text
+from verse.free_verse import MARKS, FreeVerse
+from verse.writing import STARTS, write_poems
+
+import numpy as np
 
 import minidl
 from minidl.schedules import Schedule
@@ -62,7 +60,7 @@ def main() -> int:
 
 def kept(out: Path) -> str:
     """What a run that ends early leaves behind."""
-    checkpoint = resuming.read(out)
+    checkpoint = run_checkpoint.read(out)
     if checkpoint is None:
         return "nothing was saved yet"
     return f"step {checkpoint.steps} is saved in {out}, and --resume --out {out} goes on from there"
@@ -85,7 +83,7 @@ def train(args: Namespace, out: Path, together: Alone) -> int:
     run = Run(args, data, model, schedule, standing)
     with (
         records.opened(out, run) if together.first else nullcontext(NoRecords()) as written,
-        resuming.stop_asked() as asked,
+        run_checkpoint.stop_asked() as asked,
     ):
 
         def after_step() -> None:
@@ -132,14 +130,14 @@ def take_weights(path: Path, model: PoemModel, vocabulary: Vocabulary) -> None:
 
 def begin(args: Namespace, model: PoemModel, schedule: Schedule, data: Data, rng: np.random.Generator) -> Standing:
     """Where the run stands: at its start, or where its checkpoint has it."""
-    checkpoint: resuming.Checkpoint | None = args.checkpoint
+    checkpoint: run_checkpoint.Checkpoint | None = args.checkpoint
     if checkpoint is None:
         if args.resume:
             cli.note(f"no checkpoint in {args.out}: the run starts at step 0")
         return Standing(rng, model.state_dict())
-    standing = resuming.restore(checkpoint, model, schedule, data.poems)
+    standing = run_checkpoint.restore(checkpoint, model, schedule, data.poems)
     cli.note(f"the run goes on from step {checkpoint.steps}, after {len(standing.lines)} whole epochs")
-    for change in resuming.changes(checkpoint):
+    for change in run_checkpoint.changes(checkpoint):
         cli.note(f"{change}: the figures may differ from those of the run without a pause in their last digits")
     return standing
 
@@ -176,7 +174,7 @@ def last_line(
 
 def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[dict[str, float]]) -> None:
     """The curves, and a poem for each of the report's seven first characters."""
-    import figures  # matplotlib is slow to import, and wanted only here
+    from common import figures  # matplotlib is slow to import, and wanted only here
 
     as_it_was = args.protocol == "report"
     figures.draw_curves(args.out / "curves.png", lines, protocol.REPORTED[args.optimizer] if as_it_was else None)
@@ -197,4 +195,4 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
 
 
 if __name__ == "__main__":
-    cli.run(main, corpus.CorpusError, Diverged, leave=ranks.leave)
+    cli.run(main, tang.CorpusError, Diverged, leave=ranks.leave)

@@ -8,7 +8,7 @@ import sys
 
 from emulator_build import ROOT
 
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "gpu")]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "gpu")]
 
 from test_gpu_training import OPTIMIZERS, TOKENS  # noqa: E402
 from twins import Model, batch  # noqa: E402

@@ -49,8 +49,9 @@ def lstm(times: int) -> dict[str, Any]:
 
 def poetry(times: int, optimizer: str, pads: bool = False) -> dict[str, Any]:
     """A training step as train_epoch makes it: zero_grad, forward and backward, clip, optimizer and schedule."""
-    from model import Batch, PoemModel
-    from training import Progress, build_optimizer, evaluate, train_epoch
+    from corpus.tasks import Batch
+    from learning.training import Progress, build_optimizer, evaluate, train_epoch
+    from model import PoemModel
 
     model = PoemModel(TOKENS, WIDTH, HIDDEN, dropout=0.3, backend="cupy", rng=0)
     schedule = minidl.Constant(build_optimizer(optimizer, model.parameters(), 0.01))
@@ -83,7 +84,7 @@ def ids_on_the_device() -> dict[str, Any]:
 
 def optimizing(parameters: int, name: str) -> dict[str, Any]:
     """zero_grad, clip_grad_norm and step with that many parameters."""
-    from training import build_optimizer
+    from learning.training import build_optimizer
 
     shapes = [(3 + number, 5) for number in range(parameters)]
     params = [minidl.Parameter(minidl.to_backend(np.ones(shape, np.float32), "cupy")) for shape in shapes]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from corpus.tasks import Batch
+from model import PoemModel
+
 import numpy as np
 import pytest
 from agreement import agree
-from model import Batch, PoemModel
 from twins import gradients_agree, twins
 
 import minidl

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from corpus.tasks import Batch
+from model import PoemModel
+
 import numpy as np
 import pytest
 from agreement import agree
-from model import Batch, PoemModel
 from poetry_helpers import SMALL, jsonl, pseudo_poems, run_program, write_corpus
 from twins import twins
 
@@ -64,8 +66,9 @@ def test_training_with_pads_as_the_report_did() -> None:
 
 
 def test_poems_are_written_on_the_device() -> None:
+    from verse.writing import write_poems
+
     from poetry_helpers import VOCABULARY
-    from verse import write_poems
 
     host, device = twins(PoemModel, len(VOCABULARY), 6, 8)
     poems = [write_poems(model, VOCABULARY, ["日", "山", ""], 10, rng=3) for model in (host, device)]

@@ -1,0 +1,1 @@
+"""What all rooms use: the command line, whole files, progress, pictures and their letters."""

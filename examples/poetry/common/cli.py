@@ -1,0 +1,260 @@
+"""What the programs share on the command line: argument types, one-line errors, UTF-8, folders for results."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from common import extras  # noqa: F401 (first: it tells of a missing package in one line)
+from common.atomic_files import write_text
+
+import minidl
+
+RUNS = Path("runs")
+PRETRAINED = Path(__file__).parents[1] / "pretrained" / "model.safetensors"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.safetensors"  # of train.py: where the run stands
+TAKEN = "already holds a run; choose another folder"
+BEGUN = f"holds a run that has just begun, or was killed in its first epoch; choose another, or delete {METRICS} there"
+UNREAD = 141  # a shell's word for a process that SIGPIPE ended
+NEVER_FAIL = ("backslashreplace", "ignore", "namereplace", "xmlcharrefreplace")  # handlers of errors
+GOES_ON = "; train.py --resume goes on with it"
+
+
+class UsageError(Exception):
+    """Something that the user asked for cannot be done; the message is one line."""
+
+
+def require(package: str, extra: str) -> None:
+    """UsageError with the remedy if a package that few want is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(f"{package} is not installed; in the repository's folder: pip install -e '.[{extra}]'")
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        none = action.default is None or action.default is False or action.default == ""
+        return action.help if none else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows every default in --help and tells a wrong argument in one line."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `low`, at most `high`."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            span = f"at least {low}" if high is None else f"{low} to {high}"
+            raise argparse.ArgumentTypeError(f"expected a whole number, {span}, got {text!r}")
+        return value
+
+    return convert
+
+
+def text(value: str) -> str:
+    """An argparse type: UTF-8 text, even where the locale took its bytes for something else."""
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError("expected text in UTF-8") from None
+
+
+def real(test: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """An argparse type: a finite number for which `test` holds."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not test(value):
+            raise argparse.ArgumentTypeError(f"expected a finite number {expected}, got {text!r}")
+        return value
+
+    return convert
+
+
+positive = real(lambda value: value > 0, "above 0")
+
+
+@contextlib.contextmanager
+def results_folder(path: Path, resume: bool = False) -> Iterator[Path]:
+    """`output_folder` for a run; UsageError if it already holds one.
+
+    To `resume`, it may hold one that has a checkpoint, or none yet and no metrics either.
+    """
+    with contextlib.suppress(OSError):  # of which `output_folder` tells
+        metrics = (path / METRICS).stat().st_size if (path / METRICS).exists() else None
+        checkpoint = (path / CHECKPOINT).exists()
+        if resume and metrics and not checkpoint:
+            raise UsageError(f"--out {path} holds a run without a checkpoint to resume; choose another folder")
+        if not resume and (checkpoint or metrics is not None):
+            raise UsageError(f"--out {path} {TAKEN if metrics else BEGUN}{GOES_ON if checkpoint else ''}")
+    with output_folder(path):
+        yield path
+
+
+@contextlib.contextmanager
+def output_folder(path: Path, option: str = "--out") -> Iterator[Path]:
+    """Make `path`, which `option` named, and try to write in it; UsageError if that fails.
+
+    The folders that had to be made go again if nothing was put into them.
+    """
+    new: list[Path] = []
+    try:
+        try:
+            new += [folder for folder in (path, *path.parents) if not folder.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise UsageError(f"{option} {path} cannot be written: {error.strerror or error}") from error
+        yield path
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def memory_advice(remedy: str, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn memory that runs out, on the host or on a GPU, into a UsageError with a remedy and what is not lost."""
+    try:
+        yield
+    except Exception as error:
+        if not minidl.backend.is_out_of_memory(error):
+            raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UsageError(f"out of memory ({lines[0]}); {remedy}; {kept()}") from error
+
+
+def next_run(prefix: str = "") -> Path:
+    """The first of runs/1, runs/2, ... (or runs/<prefix>1, ...) that holds no run."""
+    number = 1
+    while any((RUNS / f"{prefix}{number}" / name).exists() for name in (METRICS, CHECKPOINT)):
+        number += 1
+    return RUNS / f"{prefix}{number}"
+
+
+def newest_run() -> Path:
+    """The run under runs/ whose checkpoint was saved last, or else the first folder that holds none."""
+    found = sorted(RUNS.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+    return found[-1].parent if found else next_run()
+
+
+def newest_model() -> Path:
+    """The model under runs/ that was trained last, or else the one that comes with the programs."""
+    found = sorted(RUNS.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found and not PRETRAINED.exists():
+        raise UsageError(f"no model under {RUNS.resolve()}: train one with train.py, or name one with --model")
+    model = found[-1] if found else PRETRAINED
+    note(f"the model is {model}")
+    return model
+
+
+@contextlib.contextmanager
+def metrics_file(
+    folder: Path, lines: Iterable[Mapping[str, object]] | None = None
+) -> Iterator[Callable[[Mapping[str, object]], None]]:
+    """A function that appends one JSON object a line to the folder's metrics, each on the disk at once.
+
+    The file marks the folder as taken. It goes again if nothing was written. With `lines`, those of a run that goes
+    on, it begins with them, whatever was there.
+    """
+    if lines is not None:
+        write_text(folder / METRICS, "".join(f"{json.dumps(line)}\n" for line in lines))
+    try:
+        file = (folder / METRICS).open("x" if lines is None else "a", encoding="utf-8")
+    except FileExistsError as error:
+        raise UsageError(f"--out {folder} {BEGUN}") from error
+    try:
+        with file:
+            yield lambda values: print(json.dumps(values), file=file, flush=True)
+    finally:
+        if (folder / METRICS).stat().st_size == 0:
+            (folder / METRICS).unlink()
+
+
+def note(text: str) -> None:
+    """One line for the person at the terminal; standard output is for poems."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def leave(code: int, message: str = "") -> NoReturn:
+    """Say `message`, if there is one, and end the program; that its reader went away (UNREAD) is no error."""
+    if message:
+        with contextlib.suppress(OSError):  # there may be no room for it
+            note(message)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # nothing is left to be flushed at exit
+    sys.exit(0 if code == UNREAD else code)
+
+
+def stream_options() -> dict[str, str]:
+    """How the streams are to be written: in UTF-8, or as Python has them by an encoding that PYTHONIOENCODING names.
+
+    A character that it lacks becomes ?, or what the variable says; but never an error, which would lose a poem.
+    """
+    wanted = "" if sys.flags.ignore_environment else os.environ.get("PYTHONIOENCODING", "")
+    encoding, _, errors = wanted.partition(":")
+    options = {"errors": errors if errors in NEVER_FAIL else "replace"}
+    return options if encoding else {"encoding": "utf-8", **options}
+
+
+def run(
+    main: Callable[[], int | None], *errors: type[Exception], leave: Callable[[int, str], NoReturn] = leave
+) -> NoReturn:
+    """Call `main` as a program: exit code 2 and one line for a UsageError, one of `errors` or the system's.
+
+    Both streams are in UTF-8 on every platform, unless PYTHONIOENCODING says otherwise. Ctrl-C exits with 130, and a
+    reader that went away (`| head`) is no error. `leave` ends the program.
+    """
+    expected: tuple[type[Exception], ...] = (UsageError, minidl.BackendError, minidl.CheckpointError)
+    expected += (OSError, MemoryError, *errors)
+    for name in ("stdout", "stderr"):  # None after `>&-`, or under pythonw
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    options = stream_options()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(**options)  # type: ignore[union-attr]
+    message = ""
+    try:
+        try:
+            code = main() or 0
+        except SystemExit as ended:  # of --help, whose text is still to be written, or of a wrong argument
+            code = int(ended.code or 0)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+    except BrokenPipeError:
+        code = UNREAD
+    except expected as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        code, message = 2, f"{Path(sys.argv[0]).name}: error: {what}"
+    leave(code, message)

@@ -1,0 +1,1 @@
+"""The poems: fetched, read, split, encoded and packed into batches."""

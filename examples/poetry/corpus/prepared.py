@@ -1,0 +1,165 @@
+"""A corpus larger than memory: its encoded poems in mapped files, which prepare.py has made, read a mix at a time.
+
+A folder holds for each part `<part>.ids.npy`, every poem as begin, c1 ... cn, end; `<part>.lengths.npy`, n + 1 of each;
+and `prepared.json`: the vocabulary, the longest poem, how many poems and ids each part has, and their SHA-256.
+
+An epoch is shuffled by blocks, each of about a thousand consecutive poems that fill whole batches. The blocks are
+shuffled; MIX at a time are read into memory, and their poems shuffled into batches of like lengths. The poems after
+the last whole block come in the last mix. So only one batch may be short, a batch's number alone tells its mix, and
+each mix has a generator of its own: an epoch can begin at any batch, and no mix before that one is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any, NamedTuple
+
+from corpus.download import CorpusError
+from corpus.tasks import Batch, Rows, Task
+from corpus.vocabulary import BEGIN, END, Vocabulary
+
+import numpy as np
+
+FACTS = "prepared.json"
+KIND, VERSION = "prepared poems", 1
+PARTS = ("train", "validation", "test")
+BLOCK = 1024  # poems, or as many more as fill the last batch
+MIX = 32  # blocks in memory at a time: 33,000 poems of 50 characters are 4 MB
+
+
+class Part(NamedTuple):
+    """The poems of a part, as they lie in the files."""
+
+    ids: np.ndarray  # (the sum of lengths + 1,), mapped
+    lengths: np.ndarray  # (poems,): targets of each, the characters and the end; mapped
+    path: Path  # of the ids, for messages
+    vocabulary: Vocabulary
+
+
+class Mixed(Rows):
+    """The poems of some blocks, in memory."""
+
+    def __init__(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        self.ids, self.lengths = ids, lengths
+        self.starts = np.cumsum(lengths + 1) - (lengths + 1)
+
+
+class Batches(Sequence[Batch]):
+    """A part's batches, which are made when they are asked for."""
+
+    def __init__(self, part: Part, batch_size: int) -> None:
+        self.part, self.batch_size = part, batch_size
+        self.block = batch_size * math.ceil(BLOCK / batch_size)  # poems
+        blocks = (part.lengths[at : at + self.block] for at in range(0, len(part.lengths), self.block))
+        sizes = np.fromiter((block.sum(dtype=np.int64) + len(block) for block in blocks), np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])  # of every block's ids, and the end
+        if self.starts[-1] != len(part.ids) or part.lengths.max() >= len(part.ids):  # sums may have wrapped around
+            raise damaged(part.path, f"it has {len(part.ids):,} ids, and the lengths ask for {self.starts[-1]:,}")
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.part.lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.walk(np.arange(len(self.starts) - 1), None)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        return next(self.walk(np.arange(len(self.starts) - 1), None, range(len(self))[index]))
+
+    def shuffled(self, rng: np.random.Generator, start: int = 0) -> Iterator[Batch]:
+        """One epoch's, from batch `start` on; two draws of `rng` decide on all of it."""
+        order = np.arange(len(self.starts) - 1)
+        whole = len(self.part.lengths) // self.block
+        order[:whole] = rng.permutation(whole)
+        return self.walk(order, int(rng.integers(2**63)), start)
+
+    def walk(self, order: np.ndarray, seed: int | None, start: int = 0) -> Iterator[Batch]:
+        """The batches of the blocks in this order, mix after mix, from batch `start` on."""
+        per_mix = MIX * self.block // self.batch_size
+        for number in range(start // per_mix, math.ceil(len(order) / MIX)):
+            rng = np.random.default_rng(0 if seed is None else [seed, number])
+            mixed = self.read(order[number * MIX : (number + 1) * MIX])
+            yield from mixed.batches(self.batch_size, rng, max(0, start - number * per_mix))
+
+    def read(self, blocks: np.ndarray) -> Mixed:
+        """The poems of these blocks; CorpusError if they are not what prepare.py writes."""
+        part = self.part
+        ids = np.concatenate([part.ids[self.starts[block] : self.starts[block + 1]] for block in blocks])
+        lengths = [part.lengths[block * self.block : (block + 1) * self.block] for block in blocks]
+        mixed = Mixed(ids, np.concatenate(lengths).astype(np.int64))
+        known, ends = part.vocabulary.ids, mixed.starts + mixed.lengths
+        if mixed.lengths.min() < 2 or (ids[mixed.starts] != known[BEGIN]).any() or (ids[ends] != known[END]).any():
+            raise damaged(part.path, "its poems do not begin and end where the lengths say")
+        if ids.max() >= len(known):
+            raise damaged(part.path, f"it has id {ids.max()}, and the vocabulary {len(known)} entries")
+        return mixed
+
+
+class Prepared(NamedTuple):
+    """What stands in a folder."""
+
+    vocabulary: Vocabulary
+    parts: list[Part]  # as PARTS
+    max_length: int
+    digest: str  # of the vocabulary and of all poems in their order
+
+    def task(self, batch_size: int) -> Task:
+        """A Task whose batches are made when they are wanted."""
+        train, validation = (Batches(part, batch_size) for part in self.parts[:2])
+        return Task(
+            vocabulary=self.vocabulary,
+            train=train.shuffled,
+            steps=len(train),
+            validation=validation,
+            test=Batches(self.parts[2], 1),  # one by one: for the error
+            max_length=self.max_length,
+        )
+
+
+def load(folder: Path) -> Prepared:
+    """What prepare.py wrote into `folder`; CorpusError, in one line, for anything else."""
+    path = folder / FACTS
+    try:
+        content = path.read_bytes()
+        facts = json.loads(content)
+        if facts["kind"] != KIND or facts["version"] != VERSION:
+            raise ValueError(f"it is {facts['kind']!r} of version {facts['version']!r}, not {KIND!r} of {VERSION}")
+        if not isinstance(facts["tokens"], list):
+            raise TypeError(f"its tokens are no list but {type(facts['tokens']).__name__}")
+        vocabulary, longest = Vocabulary(facts["tokens"]), facts["max_length"]
+        if BEGIN not in vocabulary or not isinstance(longest, int) or longest < 1:
+            raise ValueError(f"the longest poem is {longest!r}, and {BEGIN} must be known")
+        parts = []
+        for name in PARTS:
+            sizes = facts["parts"][name]
+            ids, lengths = (_mapped(folder / f"{name}.{kind}.npy", sizes[kind]) for kind in ("ids", "lengths"))
+            parts.append(Part(ids, lengths, folder / f"{name}.ids.npy", vocabulary))
+    except OSError as error:
+        raise CorpusError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        fault = " ".join(str(error).split())[:300]
+        raise damaged(path, f"no {fault} in it" if isinstance(error, KeyError) else fault) from None
+    return Prepared(vocabulary, parts, longest, hashlib.sha256(content).hexdigest())
+
+
+def _mapped(path: Path, facts: dict[str, Any]) -> np.ndarray:
+    """The array in the file, which is not read; CorpusError if the file is not as long as it should be."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")  # np.load would take a zip file too, and leave it open
+    except (ValueError, OverflowError, TokenError) as error:  # the last: a head that breaks off
+        raise damaged(path, str(error)) from None
+    if array.dtype.kind != "u" or array.shape != (facts["count"],) or not len(array):
+        raise damaged(path, f"it has {array.dtype} of shape {array.shape}, and should have {facts['count']} numbers")
+    if path.stat().st_size != array.offset + array.nbytes:
+        raise damaged(path, f"it has {path.stat().st_size:,} bytes, not {array.offset + array.nbytes:,}")
+    return np.asarray(array)  # without the subclass, which makes every slice slower
+
+
+def damaged(path: Path, fault: str) -> CorpusError:
+    return CorpusError(f"{path} is not what prepare.py writes: {fault}; make the folder again")

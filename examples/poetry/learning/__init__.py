@@ -1,0 +1,1 @@
+"""Training: settings, the loop, its figures, and what a run writes."""

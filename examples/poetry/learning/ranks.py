@@ -1,0 +1,194 @@
+"""Training by several processes, started by MPI's mpiexec: ranks, which share the work of every batch.
+
+Every rank has the whole model, draws the same batches and takes its share of each one's poems. The gradients of the
+shares are summed by one all-reduce of the flat gradient buffer a step, and one of two numbers for the loss; then every
+rank makes the same optimizer step. So N ranks go the way of one, but for the order in which floating-point sums are
+taken. Only the first one reads the corpus (but a prepared one is mapped by all), writes and prints.
+
+A rank that fails says so in one line and aborts all others, which would wait for it for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar
+
+from common import cli
+from corpus.tasks import Batch
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+import minidl
+from minidl.kernels.cpu.threads import usable_cores
+from minidl.parameter import segments
+
+T = TypeVar("T")
+PATIENCE = 0.3, 0.02, 3.0  # seconds for which rank r lets those before it speak: the first and r times the second
+
+
+class Alone:
+    """One process: its share is everything."""
+
+    rank, size = 0, 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def of_first(self, make: Callable[[], T]) -> T:
+        """What the first rank makes, at every rank."""
+        return make()
+
+    def share(self, batch: Batch) -> Batch | None:
+        """This rank's part of a batch, None where that is empty."""
+        return batch
+
+    def mine(self, values: Iterable[T]) -> Iterable[T]:
+        """Every `size`-th of `values`."""
+        return values
+
+    def sum_gradients(self, params: Sequence[minidl.Parameter]) -> None:
+        """Put the sum over all ranks into every parameter's gradient."""
+
+    def sum(self, values: Sequence[Any]) -> Sequence[Any]:
+        """The sums of a few numbers over all ranks; ints stay ints."""
+        return values
+
+    def take_firsts(self, params: Sequence[minidl.Parameter]) -> None:
+        """Make every rank's parameters those of the first."""
+
+    def choose_gpu(self) -> None:
+        """Each of a machine's ranks takes another GPU, as far as there are some."""
+
+    def leave(self, code: int, message: str) -> NoReturn:
+        """End the program as `cli.leave` does."""
+        cli.leave(code, message)
+
+
+ALONE = current = Alone()
+
+
+def start() -> Alone:
+    """This process as one of several; UsageError where MPI is not at hand."""
+    global current
+    current = together = Ranks()  # first: whatever fails from here on has to end all
+    together.settle()
+    return together
+
+
+def leave(code: int, message: str) -> NoReturn:
+    """End the program, and all ranks with it if it failed."""
+    current.leave(code, message)
+
+
+class Ranks(Alone):
+    """One of several processes that MPI has started."""
+
+    def __init__(self) -> None:
+        cli.require("mpi4py", "distributed")
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:  # the package is there, an MPI library is not
+            raise cli.UsageError(f"--distributed needs an MPI library: {' '.join(str(error).split())}") from error
+        self.mpi, self.comm = MPI, MPI.COMM_WORLD
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.stderr = sys.stderr
+
+    def settle(self) -> None:
+        """Only the first rank speaks and hears Ctrl-C, what no one catches ends all, and cores are shared."""
+        sys.excepthook = self._hook
+        self.node = self.comm.Split_type(self.mpi.COMM_TYPE_SHARED)  # those on this machine
+        if not self.first:
+            sys.stdout, sys.stderr = (open(os.devnull, "w", encoding="utf-8") for _ in range(2))  # noqa: SIM115
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first saves, and then ends all
+        self._share_cores()
+
+    def _share_cores(self) -> None:
+        """As many threads as this rank has cores, where mpiexec has bound it to some, or its part of them."""
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+        sharing = sum(not cores.isdisjoint(theirs) for theirs in self.node.allgather(cores))
+        threads = max(1, usable_cores() // sharing)
+        minidl.set_num_threads(threads)
+        threadpool_limits(threads, "blas")
+
+    def choose_gpu(self) -> None:
+        cupy = minidl.backend.get("cupy")
+        cupy.cuda.Device(self.node.rank % cupy.cuda.runtime.getDeviceCount()).use()
+
+    def of_first(self, make: Callable[[], T]) -> T:
+        made = make() if self.first else None
+        return self._together(lambda: self.comm.bcast(made))
+
+    def share(self, batch: Batch) -> Batch | None:
+        return share(batch, self.rank, self.size)
+
+    def mine(self, values: Iterable[T]) -> Iterable[T]:
+        return itertools.islice(values, self.rank, None, self.size)
+
+    def sum_gradients(self, params: Sequence[minidl.Parameter]) -> None:
+        for segment in segments(params):  # one, once an optimizer has them
+            # Through the host's memory on a GPU: that needs no MPI that knows of GPUs.
+            summed = minidl.to_host(segment.grad)
+            self._together(partial(self.comm.Allreduce, self.mpi.IN_PLACE, summed))
+            if summed is not segment.grad:
+                segment.grad[...] = minidl.backend.of(segment.grad).asarray(summed)
+
+    def sum(self, values: Sequence[Any]) -> Sequence[Any]:
+        summed = np.array([float(minidl.to_host(value)) for value in values])
+        self._together(lambda: self.comm.Allreduce(self.mpi.IN_PLACE, summed))
+        return [int(s) if isinstance(v, int) else s for v, s in zip(values, summed.tolist(), strict=True)]
+
+    def take_firsts(self, params: Sequence[minidl.Parameter]) -> None:
+        for segment in segments(params):
+            values = np.array(minidl.to_host(segment.data))
+            self._together(partial(self.comm.Bcast, values))
+            segment.data[...] = minidl.backend.of(segment.data).asarray(values)
+
+    def _together(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except self.mpi.Exception as error:
+            raise ConnectionError(f"another rank cannot be reached ({error})") from error
+
+    def leave(self, code: int, message: str) -> NoReturn:
+        if code == 0 or self.size == 1:
+            cli.leave(code, message)
+        if not self.first:  # which may be about to say the same
+            start, step, most = PATIENCE
+            time.sleep(min(start + step * self.rank, most))
+            message = message and f"rank {self.rank}: {message}"
+        try:
+            with contextlib.suppress(OSError):  # there may be no one to read it
+                # One piece: what mpiexec says of the end would come between a line and its own end.
+                self.stderr.write(f"{message}\n" if message else "")
+                self.stderr.flush()
+        finally:
+            self.comm.Abort(code)
+            os._exit(code)  # MPICH's MPI_Abort returns; a regular exit would wait for the others
+
+    def _hook(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """What no one has caught, a fault of the program's own."""
+        self.leave(1, "".join(traceback.format_exception(kind, error, trace)).rstrip())
+
+
+def share(batch: Batch, rank: int, size: int) -> Batch | None:
+    """Every `size`-th sequence of a batch from the `rank`-th on, which has long and short ones in equal parts."""
+    sizes = np.asarray(batch.packing.batch_sizes)
+    column = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # which sequence a row is of
+    rows = np.flatnonzero(column % size == rank)
+    if not len(rows):
+        return None
+    alive = (sizes - rank + size - 1) // size  # those of column rank, rank + size, ... below the batch size
+    real = None if batch.real is None else batch.real[rows]
+    packing = minidl.Packing(alive[alive > 0].tolist(), rows=rows)
+    return Batch(batch.inputs[rows], batch.targets[rows], packing, real, len(column))

@@ -1,0 +1,87 @@
+"""What a run writes while it goes on: its checkpoint, the best model, the metrics and TensorBoard's curves."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from common import cli
+from corpus import line_index
+from learning import curves_log, run_checkpoint
+from learning.settings import as_json
+from learning.sources import Data
+from learning.training import Standing
+from model import PoemModel, save_model
+
+from minidl.schedules import Schedule
+
+Line = Mapping[str, float]  # of the metrics
+
+
+class Run(NamedTuple):
+    """What there is to be written."""
+
+    args: Namespace
+    data: Data
+    model: PoemModel
+    schedule: Schedule
+    standing: Standing
+
+
+class NoRecords:
+    """Those of a rank that is not the first."""
+
+    def checkpoint(self) -> None:
+        """Where the run stands."""
+
+    def epoch(self, line: Line, improved: bool) -> None:
+        """What an epoch came to, and the model, where that is the best so far."""
+
+    def end(self, line: Line) -> None:
+        """The model that `fit` has left, and its test figures."""
+
+
+class Records(NoRecords):
+    """Those of the run, in its folder."""
+
+    def __init__(self, out: Path, run: Run, write: Callable[[Line], None], log: Callable[[Line], None]) -> None:
+        self.out, self.run, self.write, self.log = out, run, write, log
+
+    def checkpoint(self) -> None:
+        args, data, model, schedule, standing = self.run
+        path = self.out / cli.CHECKPOINT
+        run_checkpoint.save(path, model, schedule, standing, as_json(args), args.typed, data.poems)
+
+    def epoch(self, line: Line, improved: bool) -> None:
+        self.log(line)  # before all else: a run that goes on drops what its checkpoint does not know
+        self.checkpoint()  # so that the metrics never speak of what is not on the disk
+        if improved:
+            self._model()
+        self.write(line)
+
+    def end(self, line: Line) -> None:
+        self._model()  # once more: a kill may have kept it from the disk
+        self.write(line)
+        self.log(line)
+
+    def _model(self) -> None:
+        args, data, model, _, standing = self.run
+        facts = {"max_length": data.task.max_length, "arguments": as_json(args)}
+        path = self.out / "model.safetensors"
+        save_model(path, model, data.task.vocabulary, epoch=standing.best_epoch, **facts)
+        if data.lines is not None:
+            data.lines.save(self.out / line_index.FILE)  # for generate.py --no-copy
+
+
+@contextmanager
+def opened(out: Path, run: Run) -> Iterator[Records]:
+    """The records of `run` in the folder `out`; UsageError if it cannot be written, or holds another run."""
+    args, lines = run.args, run.standing.lines
+    with (
+        curves_log.event_log(args.tensorboard, lines, args.resume) as log,
+        cli.metrics_file(out, lines if args.resume else None) as write,
+    ):
+        yield Records(out, run, write, log)

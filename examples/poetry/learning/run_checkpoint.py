@@ -1,0 +1,181 @@
+"""A run's checkpoint: all that `train.py --resume` needs to go on as if nothing had happened.
+
+`checkpoint.safetensors` in the run's folder holds the weights, the optimizer's and the schedule's state, the best
+epoch's weights and the sums over the steps of the epoch under way as tensors; the arguments, the metrics so far, the
+generator before the epoch's shuffle, a hash of the poems, and the machine as JSON. Batches and dropout masks are
+functions of these. It is saved at the end of every epoch, every --checkpoint-every steps, and when Ctrl-C asks to stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.cli import CHECKPOINT
+from learning import ranks
+from learning.training import Mean, Standing
+from model import PoemModel
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+import minidl
+from minidl.schedules import Schedule
+
+KIND = "poem run"
+FACTS = {"arguments": dict, "typed": list, "poems": str, "lines": list, "rng": dict, "sums": dict, "machine": dict}
+SUMS = ("batches", "targets", "places", "poems")
+
+
+class Checkpoint(NamedTuple):
+    """What stands in the file."""
+
+    path: Path
+    tensors: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+    @property
+    def steps(self) -> int:
+        """How many the run has made."""
+        return int(self.tensors["schedule.steps"])
+
+
+def read(folder: Path) -> Checkpoint | None:
+    """The folder's checkpoint, None where there is none; CheckpointError if it is damaged or something else."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    tensors, facts = minidl.load(path)
+    steps = tensors.get("schedule.steps", np.zeros(1))
+    whole = facts.get("kind") == KIND and all(isinstance(facts.get(name), kind) for name, kind in FACTS.items())
+    if not whole or not all(isinstance(word, str) for word in facts["typed"]) or steps.shape != ():
+        raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a run of train.py")
+    return Checkpoint(path, tensors, facts)
+
+
+def restore(checkpoint: Checkpoint, model: PoemModel, schedule: Schedule, poems: str) -> Standing:
+    """Take `model` and `schedule` to where the run stood; CheckpointError, and nothing changed, if they do not fit.
+
+    `poems` is the hash that `hash_of` gives for the poems at hand.
+    """
+    path, tensors, facts = checkpoint
+    before = model.state_dict(), schedule.optimizer.state_dict(), schedule.state_dict()
+    try:
+        if facts["poems"] != poems:
+            raise ValueError("it was trained on other poems than are at hand")
+        best = _part(tensors, "best.")
+        model.load_state_dict(best)  # as a check; they are put back at the end of the run
+        model.load_state_dict(_part(tensors, "model."))
+        schedule.optimizer.load_state_dict(_part(tensors, "optimizer."))
+        schedule.load_state_dict(_part(tensors, "schedule."))
+        rng, mean = np.random.default_rng(), Mean()
+        rng.bit_generator.state = facts["rng"]
+        mean.real_nats, mean.pad_nats = map(float, tensors["sums.nats"])
+        for name in SUMS:
+            setattr(mean, name, int(facts["sums"][name]))
+        standing = Standing(rng, best, list(facts["lines"]), mean, float(facts["seconds"]))
+        if standing.best_epoch > 0 and not all(map(math.isfinite, standing.lines[-1].values())):
+            raise ValueError("its metrics are not finite")
+        return standing
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        model.load_state_dict(before[0])
+        schedule.optimizer.load_state_dict(before[1])
+        schedule.load_state_dict(before[2])
+        raise minidl.CheckpointError(f"{path}: cannot be gone on with ({' '.join(str(error).split())})") from error
+
+
+def save(
+    path: Path,
+    model: PoemModel,
+    schedule: Schedule,
+    standing: Standing,
+    arguments: dict[str, Any],
+    typed: list[str],
+    poems: str,
+) -> None:
+    """Write where the run stands, with its `arguments` and which of them were `typed`."""
+    mean = standing.mean
+    parts = {
+        "model.": model.state_dict(),
+        "optimizer.": schedule.optimizer.state_dict(),
+        "schedule.": schedule.state_dict(),
+        "best.": standing.best_weights,
+        "sums.": {"nats": np.array([float(minidl.to_host(nats)) for nats in (mean.real_nats, mean.pad_nats)])},
+    }
+    facts = {
+        "kind": KIND,
+        "arguments": arguments,
+        "typed": typed,
+        "poems": poems,
+        "lines": standing.lines,
+        "rng": standing.rng.bit_generator.state,
+        "sums": {name: getattr(mean, name) for name in SUMS},
+        "seconds": standing.seconds,
+        "machine": machine(),
+    }
+    minidl.save(path, {first + name: tensor for first, part in parts.items() for name, tensor in part.items()}, facts)
+
+
+def machine() -> dict[str, str]:
+    """What the last bits of a result depend on, beside the program and its arguments."""
+    blas = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    return {
+        "minidl": minidl.__version__,
+        "NumPy": np.__version__,
+        "BLAS": ", ".join(
+            " ".join(str(info.get(key)) for key in ("internal_api", "version", "architecture")) for info in blas
+        ),
+        "processor": platform.machine(),
+        "threads": str(minidl.get_num_threads()),
+        "ranks": str(ranks.current.size),
+    }
+
+
+def changes(checkpoint: Checkpoint) -> list[str]:
+    """In words what is not as it was when the run was saved."""
+    before, now = checkpoint.facts["machine"], machine()
+    return [
+        f"{name} was {before[name]}, now {value}" for name, value in now.items() if before.get(name, value) != value
+    ]
+
+
+def hash_of(parts: Iterable[Iterable[str]]) -> str:
+    """SHA-256 over all poems of all parts, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for poem in part:
+            digest.update(poem.encode("utf-8") + b"\n")
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _part(tensors: dict[str, np.ndarray], first: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
+
+
+@contextmanager
+def stop_asked() -> Iterator[Callable[[], bool]]:
+    """Within the block Ctrl-C only makes the function that it gives answer True; a second one interrupts at once."""
+    asked = threading.Event()
+
+    def ask(signum: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = signal.getsignal(signal.SIGINT)
+    listen = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if listen:  # not where it is ignored, as in a background process
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        if listen:
+            signal.signal(signal.SIGINT, before)

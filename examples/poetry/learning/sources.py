@@ -1,0 +1,74 @@
+"""What a run learns from: the Tang poems, a text, the report's rows or what prepare.py has written."""
+
+from __future__ import annotations
+
+import gc
+from argparse import Namespace
+from typing import NamedTuple
+
+from common import cli
+from corpus import prepared, tang, texts
+from corpus.line_index import LineIndex
+from corpus.tasks import MAX_LENGTH, Joined, Task, packed_task
+from corpus.vocabulary import Vocabulary
+from learning import protocol, run_checkpoint
+from learning.ranks import ALONE, Alone
+
+
+class Data(NamedTuple):
+    """What a run learns from."""
+
+    task: Task
+    lines: LineIndex | None  # all that its poems have; None where there may be too many, or another rank writes them
+    poems: str  # a hash of them
+
+
+def data_of(args: Namespace, together: Alone) -> Data:
+    if args.prepared:
+        return prepared_data(args, together)
+    return report_data(args, together) if args.protocol else default_data(args, together)
+
+
+def default_data(args: Namespace, together: Alone = ALONE) -> Data:
+    """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
+    parts = together.of_first(lambda: read_parts(args))
+    index = LineIndex.build(poem for part in parts for poem in part) if together.first else None  # who writes it
+    gc.collect()  # the memory of the strings goes back to the system, before anything that stays settles among them
+    vocabulary = Vocabulary.build(parts[0], most=args.max_vocabulary, least=args.min_count)
+    return Data(packed_task(parts, vocabulary, args.batch_size), index, run_checkpoint.hash_of(parts))
+
+
+def read_parts(args: Namespace) -> list[Joined]:
+    """The training, validation and test poems; no other string of the corpus lives on."""
+    if args.text:
+        found = tang.read_text(args.text, args.encoding or texts.UTF8)
+        poems = list(dict.fromkeys(texts.pieces(found.poems)))
+    else:
+        found = tang.load(args.corpus, args.files, max_length=args.max_length)
+        poems = found.poems
+    parts = tang.split(poems)
+    sizes = " / ".join(f"{len(part):,}" for part in parts)
+    if not all(parts):
+        raise cli.UsageError(f"too few different poems: {sizes} to train / validate / test, {found.summary}")
+    cli.note(f"{sizes} poems to train / validate / test, {found.summary}")
+    return [Joined(part) for part in parts]
+
+
+def report_data(args: Namespace, together: Alone) -> Data:
+    found = together.of_first(lambda: tang.load(args.corpus, args.files, max_length=MAX_LENGTH, unique=False))
+    if args.protocol == "report":
+        task = protocol.report_task(found.poems)
+    else:
+        task = protocol.rows_task(found.poems, args.batch_size)
+    cli.note(f"{len(found.poems):,} poems in the report's order, {found.summary}")
+    index = LineIndex.build(found.poems) if together.first else None
+    return Data(task, index, run_checkpoint.hash_of([found.poems]))
+
+
+def prepared_data(args: Namespace, together: Alone) -> Data:
+    found = prepared.load(args.prepared)  # by every rank, from its own machine
+    if found.digest != together.of_first(lambda: found.digest):
+        raise tang.CorpusError(f"{args.prepared} has other poems here than at the first rank")
+    counts = " / ".join(f"{len(part.lengths):,}" for part in found.parts)
+    cli.note(f"{counts} poems to train / validate / test, from {args.prepared}")
+    return Data(found.task(args.batch_size), None, found.digest)
