@@ -65,16 +65,15 @@ def ranks_side(ranks: int, batch: int) -> Side:
 
 def build(args: argparse.Namespace, batch: int, distributed: bool = False) -> Ready:
     sys.path.append(str(harness.POETRY))
-    from common.progress import Progress
     from corpus.tasks import Batch
     from learning import ranks
-    from learning.training import train_epoch
+    from learning.training import train_step
     from model import PoemModel
 
     import minidl
 
     size = sizes.chosen(args)._replace(batch=batch)
-    together = ranks.start() if distributed else ranks.ALONE
+    group = ranks.start() if distributed else ranks.SINGLE_PROCESS
     if distributed:
         minidl.set_num_threads(1)
     else:
@@ -86,36 +85,34 @@ def build(args: argparse.Namespace, batch: int, distributed: bool = False) -> Re
     times: list[float] = []
 
     def turn() -> dict[str, float]:
-        with Progress(disable=True) as progress:
+        clock = time.perf_counter()
+        for _ in range(args.repeat):
+            train_step(model, schedule, whole, 1.0, group)
+            times.append(time.perf_counter() - clock)
             clock = time.perf_counter()
-            for _ in range(args.repeat):
-                train_epoch(model, schedule, [whole], 1.0, progress, ranks=together)
-                times.append(time.perf_counter() - clock)
-                clock = time.perf_counter()
         return {
             "seconds": statistics.median(times[-args.repeat :]),
-            "all_reduce": all_reduce(together, model),
+            "all_reduce": all_reduce(group, model),
             "bytes": sum(parameter.grad.nbytes for parameter in model.parameters()),
             "sequences": batch,
-            "ranks": together.size,
+            "ranks": group.size,
         }
 
-    with Progress(disable=True) as progress:  # warm
-        mean = train_epoch(model, schedule, [whole], 1.0, progress, ranks=together)
-    if not together.first:
+    nats = train_step(model, schedule, whole, 1.0, group)  # warm
+    if not group.first:
         turn()  # with the first one, which is asked for it
         sys.exit(0)
-    return Ready(turn, [mean.loss] if batch == sizes.chosen(args).batch else [])
+    return Ready(turn, [float(nats.real) / len(whole.targets)] if batch == sizes.chosen(args).batch else [])
 
 
-def all_reduce(together: Any, model: Any) -> float:
+def all_reduce(group: Any, model: Any) -> float:
     """The median seconds of the two of a step, when all ranks come at once."""
     times = []
     for _ in range(REPEATS):
-        together.sum([0.0])  # as a barrier
+        group.all_reduce([0.0])  # as a barrier
         started = time.perf_counter()
-        together.sum_gradients(model.parameters())
-        together.sum([0.0, 0.0])
+        group.all_reduce_gradients(model.parameters())
+        group.all_reduce([0.0, 0.0])
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 

@@ -146,9 +146,8 @@ def build_memory(args: argparse.Namespace) -> Ready:
 
 def trained(args: argparse.Namespace, task: Task, log: Path | None = None) -> Ready:
     """A turn is some steps, their batches drawn meanwhile. Sides agree on the vocabulary's size."""
-    from common.progress import Progress
     from learning import settings
-    from learning.training import build_optimizer, train_epoch
+    from learning.training import RunningLoss, build_optimizer, train_step
     from model import PoemModel
 
     import minidl
@@ -163,8 +162,10 @@ def trained(args: argparse.Namespace, task: Task, log: Path | None = None) -> Re
 
     def steps(count: int) -> float:
         """How many characters and end marks there were."""
-        drawn = itertools.islice(batches, count)
-        return train_epoch(model, schedule, drawn, best["clip"], Progress(disable=True)).targets
+        running = RunningLoss()
+        for batch in itertools.islice(batches, count):
+            running.add(train_step(model, schedule, batch, best["clip"]), batch)
+        return running.targets
 
     def turn() -> dict[str, float]:
         started = time.perf_counter()

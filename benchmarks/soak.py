@@ -86,10 +86,9 @@ def look() -> Sample:
 
 def build(folder: Path) -> Callable[[int], None]:
     """A function that does a round of everything."""
-    from common.progress import Progress
     from corpus.tasks import Rows
     from corpus.vocabulary import BEGIN, END, UNKNOWN, Vocabulary
-    from learning.training import evaluate, train_epoch
+    from learning.training import evaluate, train_step
     from model import PoemModel, load_model, save_model
     from verse.writing import write_poems
 
@@ -105,7 +104,8 @@ def build(folder: Path) -> Callable[[int], None]:
         minidl.set_num_threads(1 + number % max(2, cores))
         lines = ["".join(rng.choice(characters, rng.integers(1, LONGEST))) for _ in range(POEMS)]
         rows = Rows(lines, vocabulary)
-        train_epoch(model, schedule, rows.batches(int(rng.integers(16, 97)), rng), 1.0, Progress(disable=True))
+        for batch in rows.batches(int(rng.integers(16, 97)), rng):
+            train_step(model, schedule, batch, 1.0)
         evaluate(model, rows.batches(64, 0))
         write_poems(model, vocabulary, [""] * int(rng.integers(1, 9)), LONGEST, rng=rng)
         save_model(folder / "model.safetensors", model, vocabulary, round=number)

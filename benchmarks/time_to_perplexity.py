@@ -50,9 +50,8 @@ def table(question: Question, result: Mapping[str, Any]) -> str:
 
 def build_minidl(args: argparse.Namespace) -> Ready:
     found = poems.report_poems(args.corpus)
-    from common.progress import Progress
     from learning import protocol
-    from learning.training import evaluate, train_epoch
+    from learning.training import evaluate, train_step
     from model import PoemModel
 
     import minidl
@@ -65,7 +64,8 @@ def build_minidl(args: argparse.Namespace) -> Ready:
         model = PoemModel(len(task.vocabulary), protocol.EMBEDDING_SIZE, protocol.HIDDEN_SIZE, rng=rng)
         schedule = minidl.Constant(minidl.Adam(model.parameters(), LR))
         for epoch in range(MOST):
-            train_epoch(model, schedule, task.train(rng), CLIP, Progress(disable=True))
+            for batch in task.train(rng):
+                train_step(model, schedule, batch, CLIP)
             loss = evaluate(model, task.validation).loss
             if loss <= args.bar:
                 return {"seconds": time.perf_counter() - started, "epochs": epoch + 1, "loss": loss}

@@ -21,7 +21,7 @@ from . import backend, checks
 from .backend import Array
 from .kernels import load_cuda
 from .kernels.cpu import optimizers as cpu
-from .parameter import Parameter, check_parameters, describe, flatten, layout, segments
+from .parameter import Parameter, check_parameters, describe, flat_views, flatten, layout
 
 
 class Optimizer:
@@ -56,11 +56,11 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
-        for segment in segments(self.params):
-            if backend.is_device(segment.grad):
-                segment.grad.data.memset_async(0, segment.grad.nbytes)
+        for view in flat_views(self.params):
+            if backend.is_device(view.grad):
+                view.grad.data.memset_async(0, view.grad.nbytes)
             else:
-                segment.grad.fill(0)
+                view.grad.fill(0)
 
     def step(self) -> None:
         """Change the parameters by their gradients, once."""
@@ -68,7 +68,7 @@ class Optimizer:
         state = self.state.values()
         pieces = [
             (piece.data, piece.grad, *(flat[piece.start : piece.start + piece.data.size] for flat in state))
-            for piece in segments(self.params)
+            for piece in flat_views(self.params)
         ]
         if self._skipped is not None:
             self._step_on_device(pieces, lr)
@@ -151,8 +151,8 @@ class Optimizer:
 
 def require_finite_grad(params: Sequence[Parameter]) -> None:
     """Raise FloatingPointError that names the first parameter whose gradient is not finite (NumPy only)."""
-    # One product a segment answers for all; only when it overflows are the parameters looked at singly.
-    if all(math.isfinite(cpu.square(segment.grad)) for segment in segments(params)):
+    # One product a view answers for all; only when it overflows are the parameters looked at singly.
+    if all(math.isfinite(cpu.square(view.grad)) for view in flat_views(params)):
         return
     for parameter in params:
         if not np.isfinite(parameter.grad).all():

@@ -11,7 +11,7 @@ from .backend import Array
 from .kernels import load_cuda
 from .kernels.cpu import optimizers as cpu
 from .optimizer import Optimizer, require_finite_grad
-from .parameter import Parameter, check_parameters, segments
+from .parameter import Parameter, check_parameters, flat_views
 
 
 class SGD(Optimizer):
@@ -194,7 +194,7 @@ def clip_grad_norm(params: Sequence[Parameter], max_norm: float) -> Array:
     """
     params = check_parameters(params)
     max_norm = checks.number("max_norm", max_norm, 0.0, open_low=True, infinite=True)
-    grads = [segment.grad for segment in segments(params)]
+    grads = [view.grad for view in flat_views(params)]
     if backend.is_device(grads[0]):
         return load_cuda("optimizers").clip_grad_norm(grads, max_norm)
     require_finite_grad(params)

@@ -29,7 +29,7 @@ class Parameter:
         xp = backend.of(data)
         self._data = data
         self._grad = xp.zeros(data.shape, data.dtype)  # in C order, so that it can be seen as flat
-        self._home: Home | None = None
+        self._slot: Slot | None = None
 
     @property
     def data(self) -> Array:
@@ -53,7 +53,7 @@ class Parameter:
             raise AttributeError(f"{self.name}.{attribute} is written in place: use .{attribute}[...] = values")
 
     def __getstate__(self) -> dict[str, object]:
-        return {"name": self.name, "_data": self._data.copy(), "_grad": self._grad.copy(), "_home": None}
+        return {"name": self.name, "_data": self._data.copy(), "_grad": self._grad.copy(), "_slot": None}
 
     def __repr__(self) -> str:
         return f"Parameter({self.name}, shape={self._data.shape}, dtype={self._data.dtype})"
@@ -86,7 +86,7 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, (int, float, str)) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
-class Home(NamedTuple):
+class Slot(NamedTuple):
     """Where a parameter lives: the two buffers that it shares with others, and its first element there."""
 
     data: Array
@@ -94,7 +94,7 @@ class Home(NamedTuple):
     offset: int
 
 
-class Segment(NamedTuple):
+class FlatView(NamedTuple):
     """A contiguous run of parameters as flat arrays; `start` counts elements in the layout of the whole list."""
 
     data: Array
@@ -118,7 +118,7 @@ def flatten(params: Sequence[Parameter]) -> None:
     Values and gradients are kept, and nothing moves if the parameters already lie side by side in this order.
     """
     params = check_parameters(params)
-    if len(segments(params)) == 1 and params[0]._home is not None:
+    if len(flat_views(params)) == 1 and params[0]._slot is not None:
         return
     offsets, length = layout(params)
     data, grad = (_zeros(length, params[0].data) for _ in range(2))
@@ -128,10 +128,10 @@ def flatten(params: Sequence[Parameter]) -> None:
             view = buffer[place].reshape(parameter.data.shape)
             view[...] = getattr(parameter, attribute)
             setattr(parameter, attribute, view)
-        parameter._home = Home(data, grad, offset)
+        parameter._slot = Slot(data, grad, offset)
 
 
-def segments(params: Sequence[Parameter]) -> list[Segment]:
+def flat_views(params: Sequence[Parameter]) -> list[FlatView]:
     """`params` as the fewest flat pieces: one for a flattened model, at most one per parameter.
 
     They are found anew at each call, so it does no harm if a parameter has moved in between. The gaps
@@ -141,18 +141,18 @@ def segments(params: Sequence[Parameter]) -> list[Segment]:
     ends = [*offsets[1:], length]
 
     def run(index: int) -> object:  # neighbours in a buffer are equally far from their place in the list
-        home = params[index]._home
+        home = params[index]._slot
         return index if home is None else (id(home.data), home.offset - offsets[index])
 
     pieces = []
     for _, members in itertools.groupby(range(len(params)), run):
         first, *rest = members
-        parameter, home, start = params[first], params[first]._home, offsets[first]
+        parameter, home, start = params[first], params[first]._slot, offsets[first]
         if home is None:
-            pieces.append(Segment(parameter.data.reshape(-1), parameter.grad.reshape(-1), start))
+            pieces.append(FlatView(parameter.data.reshape(-1), parameter.grad.reshape(-1), start))
         else:
             place = slice(home.offset, home.offset + ends[rest[-1] if rest else first] - start)
-            pieces.append(Segment(home.data[place], home.grad[place], start))
+            pieces.append(FlatView(home.data[place], home.grad[place], start))
     return pieces
 
 

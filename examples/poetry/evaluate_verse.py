@@ -65,8 +65,8 @@ class Writer:
 
     def __init__(self, args: Namespace, path: Path) -> None:
         self.args = args
-        self.model, self.vocabulary, self.facts = load_model(path)
-        self.index = request.line_index(path, self.facts)
+        self.model, self.vocabulary, self.metadata = load_model(path)
+        self.index = request.line_index(path, self.metadata)
 
     def written(self, form: Form | None, count: int, *, no_copy: bool = False) -> list[str]:
         """Poems as generate.py writes them."""
@@ -98,7 +98,7 @@ class Writer:
         wanted = Namespace(form=form, count=count, seed=seed, no_copy=no_copy, temperature=self.args.temperature)
         wanted.start = wanted.acrostic = wanted.keyword = ""
         wanted.rhyme = wanted.top_k = wanted.top_p = None
-        wanted.argmax, wanted.max_length = False, self.facts.get("max_length", MAX_LENGTH)
+        wanted.argmax, wanted.max_length = False, self.metadata.get("max_length", MAX_LENGTH)
         return (Free if form is None else Regulated)(wanted, self.model, self.vocabulary, self.index)
 
 

@@ -30,22 +30,22 @@ def main() -> int:
     model, vocabulary, metadata = load_model(path)
     if args.out.exists() and args.out.samefile(path):
         raise cli.UsageError(f"--out {args.out} is the model itself")
-    facts = facts_of(vocabulary, metadata.get("max_length", MAX_LENGTH))
+    exported = export_metadata(vocabulary, metadata.get("max_length", MAX_LENGTH))
     if args.out.suffix == ".onnx":
         from verse.onnx_graph import poem_graph
 
         try:
-            graph = poem_graph(model, facts)
+            graph = poem_graph(model, exported)
         except ValueError as error:
             raise cli.UsageError(f"{path}: {error}") from None
         write_bytes(args.out, graph.SerializeToString(deterministic=True))
     else:
-        minidl.interop.write_safetensors(args.out, model.state_dict(), facts, stacked=True)
+        minidl.interop.write_safetensors(args.out, model.state_dict(), exported, stacked=True)
     cli.note(f"{args.out.stat().st_size / 2**20:.1f} MiB in {args.out}")
     return 0
 
 
-def facts_of(vocabulary: Vocabulary, max_length: int) -> dict[str, str]:
+def export_metadata(vocabulary: Vocabulary, max_length: int) -> dict[str, str]:
     """What a program needs to write poems with the weights, as the file's metadata."""
     tokens = json.dumps(vocabulary.tokens, ensure_ascii=False)
     return {"poem_format": str(FORMAT), "tokens": tokens, "max_length": str(max_length)}

@@ -29,13 +29,13 @@ EXPLAIN = (
 def main() -> int:
     args = parse_arguments()
     path = args.model or cli.newest_model()
-    model, vocabulary, facts = load_model(path)
+    model, vocabulary, metadata = load_model(path)
     for name in ("start", "acrostic", "keyword"):
         setattr(args, name, request.in_vocabulary(getattr(args, name) or "", vocabulary, f"--{name}"))
     if not args.start + args.acrostic and BEGIN not in vocabulary:
         raise cli.UsageError(f"the model {path} needs a first character: give one with --start")
-    args.max_length = args.max_length or facts.get("max_length", MAX_LENGTH)
-    index = request.line_index(path, facts) if args.no_copy else request.index_at_hand(path)
+    args.max_length = args.max_length or metadata.get("max_length", MAX_LENGTH)
+    index = request.line_index(path, metadata) if args.no_copy else request.index_at_hand(path)
     try:
         poet: Poet = (Free if args.form is None else Regulated)(args, model, vocabulary, index)
         for poems in poet.poems():

@@ -129,9 +129,9 @@ def _rows_of(real: np.ndarray) -> list[np.ndarray]:
     return [rows for rows in (np.flatnonzero(real), np.flatnonzero(~real)) if len(rows)]
 
 
-def save_model(path: str | os.PathLike[str], model: PoemModel, vocabulary: Vocabulary, **facts: Any) -> None:
-    """The weights, with the vocabulary, the sizes and further JSON `facts` in the file's metadata."""
-    metadata = {"kind": "poem model", "settings": model.settings, "tokens": vocabulary.tokens, **facts}
+def save_model(path: str | os.PathLike[str], model: PoemModel, vocabulary: Vocabulary, **extra: Any) -> None:
+    """The weights, with the vocabulary, the sizes and JSON values `extra` in the file's metadata."""
+    metadata = {"kind": "poem model", "settings": model.settings, "tokens": vocabulary.tokens, **extra}
     minidl.save(path, model.state_dict(), metadata)
 
 

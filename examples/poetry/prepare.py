@@ -25,7 +25,7 @@ from common import cli
 from common.atomic_files import new_folder, write_text
 from common.progress import Progress
 from corpus import tang, texts
-from corpus.prepared import FACTS, KIND, PARTS, VERSION
+from corpus.prepared import METADATA, KIND, PARTS, VERSION
 from corpus.vocabulary import BEGIN, END, UNKNOWN, Vocabulary, code_points
 from learning import settings
 
@@ -102,7 +102,7 @@ def prepare(source: Source, args: Namespace, progress: Progress) -> None:
     if not all(tally.poems for tally in tallies):
         raise cli.UsageError(f"too few poems: {counts} to train / validate / test")
     progress.set_description_str("encoding", refresh=False)
-    facts = {
+    metadata = {
         "kind": KIND,
         "version": VERSION,
         "tokens": vocabulary.tokens,
@@ -110,8 +110,8 @@ def prepare(source: Source, args: Namespace, progress: Progress) -> None:
         "settings": {name: getattr(args, name) for name in ("files", "max_length", "max_vocabulary", "min_count")},
     }
     with new_folder(args.out) as folder:
-        facts["parts"] = encode(watched(source, progress), vocabulary, tallies, folder)
-        write_text(folder / FACTS, json.dumps(facts, ensure_ascii=False, indent=1))
+        metadata["parts"] = encode(watched(source, progress), vocabulary, tallies, folder)
+        write_text(folder / METADATA, json.dumps(metadata, ensure_ascii=False, indent=1))
     size = sum(path.stat().st_size for path in args.out.iterdir())
     cli.note(f"{counts} poems to train / validate / test, {len(vocabulary):,} characters known")
     cli.note(f"{size / 1e6:,.1f} MB in {args.out}, for train.py --prepared {args.out}")

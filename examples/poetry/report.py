@@ -19,12 +19,12 @@ from common.atomic_files import write_text
 from corpus import tang
 from corpus.tasks import Batch, Task
 from learning import protocol
-from learning.training import Diverged, build_optimizer, fit
+from learning.training import Diverged, Trainer, TrainingState, build_optimizer
 from model import PoemModel, load_model, save_model
 from verse.composing import Choice, compose
 from verse.plans import plan
 from verse.prosody import FORMS, Form
-from verse.readings import sounds
+from verse.readings import readings_of
 from verse.writing import STARTS, TEMPERATURE, write_poems
 
 import numpy as np
@@ -112,7 +112,8 @@ def train(title: str, task: Task, model: PoemModel, optimizer: str, epochs: int,
     """The report's run with one optimizer, told epoch by epoch; `model` ends as it was in its best epoch."""
     lines = []
     schedule = minidl.Constant(build_optimizer(optimizer, model.parameters(), protocol.LEARNING_RATES[optimizer]))
-    for line, _ in fit(model, schedule, task, epochs=epochs, patience=1, pads_count=True):
+    state = TrainingState(np.random.default_rng(), model.state_dict())
+    for line, _ in Trainer(model, schedule, task, state, pads_count=True).fit(epochs, patience=1):
         lines.append(line)
         write({"run": title, **line})
         cli.note(f"{title}, epoch {line['epoch']}: {line['report_cross_entropy']:.3f} nats with pads")
@@ -135,7 +136,7 @@ def seven_poems(model: PoemModel, task: Task) -> list[str | None]:
 def ruled_poems(seed: int) -> dict[str, list[str]]:
     """A poem of each form for each of the report's first characters, by the model that comes with the programs."""
     model, vocabulary, _ = load_model(cli.PRETRAINED)
-    heard, choice, rng = sounds(vocabulary.tokens), Choice(temperature=TEMPERATURE), np.random.default_rng(seed)
+    heard, choice, rng = readings_of(vocabulary.tokens), Choice(temperature=TEMPERATURE), np.random.default_rng(seed)
 
     def poem(form: Form, start: str) -> str:
         wanted = plan(form, vocabulary.tokens, heard, start=start)

@@ -26,8 +26,8 @@ FILE = "model.safetensors"
 
 def main() -> int:
     args = parse_arguments()
-    model, vocabulary, facts = load_model(args.run / FILE)
-    made = facts.get("arguments") or {}
+    model, vocabulary, metadata = load_model(args.run / FILE)
+    made = metadata.get("arguments") or {}
     others = any(made.get(name) for name in ("text", "protocol", "prepared"))
     if not {"text", "protocol", "files", "max_length"} <= made.keys() or others:
         raise cli.UsageError(f"{args.run / FILE} was not trained on the Tang poems by a recipe of train.py")

@@ -24,11 +24,11 @@ from corpus.tasks import MAX_LENGTH, Task
 from corpus.vocabulary import Vocabulary
 from learning import protocol, ranks, records, run_checkpoint
 from learning.metrics import figures_text, short
-from learning.ranks import Alone
+from learning.ranks import SingleProcess
 from learning.records import NoRecords, Run
 from learning.settings import parse_arguments
 from learning.sources import Data, data_of
-from learning.training import Diverged, Standing, build_optimizer, fit, held_out_figures
+from learning.training import Diverged, Trainer, TrainingState, build_optimizer, held_out_figures
 from model import PoemModel, load_model
 from verse.free_verse import MARKS, FreeVerse
 from verse.writing import STARTS, write_poems
@@ -40,17 +40,17 @@ from minidl.schedules import Schedule
 
 
 def main() -> int:
-    together = ranks.start() if "--distributed" in sys.argv[1:] else ranks.ALONE
+    group = ranks.start() if "--distributed" in sys.argv[1:] else ranks.SINGLE_PROCESS
     args = parse_arguments()
-    args = together.of_first(lambda: args)
+    args = group.broadcast(lambda: args)
     minidl.backend.get(args.backend)
     if args.backend == "cupy":
-        together.choose_gpu()
+        group.choose_gpu()
     remedy = "end what else uses it" if args.protocol == "report" else "a smaller --batch-size needs less"
-    with cli.results_folder(args.out, args.resume) if together.first else nullcontext(args.out) as out:
+    with cli.results_folder(args.out, args.resume) if group.first else nullcontext(args.out) as out:
         try:
             with cli.memory_advice(remedy, lambda: kept(out)):
-                return train(args, out, together)
+                return train(args, out, group)
         except Diverged as error:
             raise Diverged(f"{error}; {kept(out)}") from error
         except KeyboardInterrupt:
@@ -66,23 +66,23 @@ def kept(out: Path) -> str:
     return f"step {checkpoint.steps} is saved in {out}, and --resume --out {out} goes on from there"
 
 
-def train(args: Namespace, out: Path, together: Alone) -> int:
-    data = data_of(args, together)
+def train(args: Namespace, out: Path, group: SingleProcess) -> int:
+    data = data_of(args, group)
     task = data.task
 
     rng = np.random.default_rng(args.seed)
     sizes = args.embedding_size, args.hidden_size, args.dropout, args.tied, args.layers
     model = PoemModel(len(task.vocabulary), *sizes, backend=args.backend, rng=rng)
-    if args.init_from and args.checkpoint is None and together.first:  # from which all others get theirs
+    if args.init_from and args.checkpoint is None and group.first:  # from which all others get theirs
         take_weights(args.init_from, model, task.vocabulary)
     schedule = build_schedule(args, model, task)
     weights = sum(parameter.data.size for parameter in model.parameters())
     cli.note(f"{weights:,} weights, {args.optimizer} with learning rate {args.lr:g}, seed {args.seed}, into {out}")
-    standing = begin(args, model, schedule, data, rng)
+    state = begin(args, model, schedule, data, rng)
 
-    run = Run(args, data, model, schedule, standing)
+    run = Run(args, data, model, schedule, state)
     with (
-        records.opened(out, run) if together.first else nullcontext(NoRecords()) as written,
+        records.opened(out, run) if group.first else nullcontext(NoRecords()) as written,
         run_checkpoint.stop_asked() as asked,
     ):
 
@@ -92,26 +92,15 @@ def train(args: Namespace, out: Path, together: Alone) -> int:
             if asked():
                 raise KeyboardInterrupt
 
-        epochs = fit(  # a generator: each turn of the loop below trains one epoch
-            model,
-            schedule,
-            task,
-            epochs=args.epochs,
-            patience=args.patience,
-            clip=args.clip,
-            pads_count=args.protocol == "report",
-            standing=standing,
-            after_step=after_step,
-            ranks=together,
-        )
-        for line, improved in epochs:
+        trainer = Trainer(model, schedule, task, state, args.clip, args.protocol == "report", after_step, group)
+        for line, improved in trainer.fit(args.epochs, args.patience):  # each turn of the loop trains one epoch
             written.epoch(line, improved)
             cli.note(epoch_text(line))
             if asked():
                 raise KeyboardInterrupt
-        written.end(last_line(args, task, model, standing.lines, together))
-    if together.first:
-        draw_and_write(args, task, model, standing.lines)
+        written.end(last_line(args, task, model, state.lines, group))
+    if group.first:
+        draw_and_write(args, task, model, state.lines)
     return 0
 
 
@@ -128,18 +117,18 @@ def take_weights(path: Path, model: PoemModel, vocabulary: Vocabulary) -> None:
     model.load_state_dict(other.state_dict())
 
 
-def begin(args: Namespace, model: PoemModel, schedule: Schedule, data: Data, rng: np.random.Generator) -> Standing:
+def begin(args: Namespace, model: PoemModel, schedule: Schedule, data: Data, rng: np.random.Generator) -> TrainingState:
     """Where the run stands: at its start, or where its checkpoint has it."""
     checkpoint: run_checkpoint.Checkpoint | None = args.checkpoint
     if checkpoint is None:
         if args.resume:
             cli.note(f"no checkpoint in {args.out}: the run starts at step 0")
-        return Standing(rng, model.state_dict())
-    standing = run_checkpoint.restore(checkpoint, model, schedule, data.poems)
-    cli.note(f"the run goes on from step {checkpoint.steps}, after {len(standing.lines)} whole epochs")
+        return TrainingState(rng, model.state_dict())
+    state = run_checkpoint.restore(checkpoint, model, schedule, data.poems)
+    cli.note(f"the run goes on from step {checkpoint.steps}, after {len(state.lines)} whole epochs")
     for change in run_checkpoint.changes(checkpoint):
         cli.note(f"{change}: the figures may differ from those of the run without a pause in their last digits")
-    return standing
+    return state
 
 
 def build_schedule(args: Namespace, model: PoemModel, task: Task) -> Schedule:
@@ -158,12 +147,12 @@ def epoch_text(line: dict[str, float]) -> str:
 
 
 def last_line(
-    args: Namespace, task: Task, model: PoemModel, lines: list[dict[str, float]], together: Alone
+    args: Namespace, task: Task, model: PoemModel, lines: list[dict[str, float]], group: SingleProcess
 ) -> dict[str, float]:
     """The figures to quote, of the best epoch; under the report's protocol with a word on how it was chosen."""
-    last = held_out_figures(model, task, together)
-    facts = f"vocabulary {last['vocabulary_size']:,}, {last['unknown_rate']:.2%} unknown"
-    cli.note(f"test {figures_text(last, 'test')}; {facts}")
+    last = held_out_figures(model, task, group)
+    known = f"vocabulary {last['vocabulary_size']:,}, {last['unknown_rate']:.2%} unknown"
+    cli.note(f"test {figures_text(last, 'test')}; {known}")
     if "short_test_loss" in last:
         cli.note(f"of its poems of at most {MAX_LENGTH} characters {figures_text(last, 'short_test')}")
     if args.protocol:

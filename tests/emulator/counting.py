@@ -48,9 +48,9 @@ def lstm(times: int) -> dict[str, Any]:
 
 
 def poetry(times: int, optimizer: str, pads: bool = False) -> dict[str, Any]:
-    """A training step as train_epoch makes it: zero_grad, forward and backward, clip, optimizer and schedule."""
+    """A training step as Trainer makes it: zero_grad, forward and backward, clip, optimizer and schedule."""
     from corpus.tasks import Batch
-    from learning.training import Progress, build_optimizer, evaluate, train_epoch
+    from learning.training import build_optimizer, evaluate, train_step
     from model import PoemModel
 
     model = PoemModel(TOKENS, WIDTH, HIDDEN, dropout=0.3, backend="cupy", rng=0)
@@ -60,11 +60,10 @@ def poetry(times: int, optimizer: str, pads: bool = False) -> dict[str, Any]:
     real = rng.random(SEQUENCES * times) < 0.8 if pads else None  # as in the report's protocol
     batch = Batch(ids[0], ids[1], minidl.Packing([SEQUENCES] * times), real)
 
-    def step() -> Any:
-        with Progress(disable=True) as progress:
-            return train_epoch(model, schedule, [batch], 1.0, progress)
-
-    return {"training": counted(step), "evaluation": counted(lambda: evaluate(model, [batch]))}
+    return {
+        "training": counted(lambda: train_step(model, schedule, batch, 1.0)),
+        "evaluation": counted(lambda: evaluate(model, [batch])),
+    }
 
 
 def ids_on_the_device() -> dict[str, Any]:

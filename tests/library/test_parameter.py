@@ -13,7 +13,7 @@ from helpers import filled, refuses, snapshot
 
 import minidl
 from minidl.kernels.cpu.workspace import ALIGNMENT
-from minidl.parameter import segments
+from minidl.parameter import flat_views
 
 SHAPES = [(3, 5), (7,), (1, 1), (4, 4), (16,)]
 
@@ -79,13 +79,13 @@ def test_flatten_puts_values_and_gradients_side_by_side(dtype: str) -> None:
         views = [getattr(parameter, attribute) for parameter in params]
         assert all(view.flags.c_contiguous and view.flags.writeable for view in views)
         assert all(np.shares_memory(view, views[0].base) for view in views)
-    assert len(segments(params)) == 1
+    assert len(flat_views(params)) == 1
 
 
 def test_views_of_the_buffer_and_the_parameters_are_the_same_memory() -> None:
     params = parameters()
     minidl.flatten(params)
-    (flat,) = segments(params)
+    (flat,) = flat_views(params)
     flat.data[...] = 0
     flat.grad[...] = 5
     assert all((p.data == 0).all() and (p.grad == 5).all() for p in params)
@@ -102,7 +102,7 @@ def test_flattening_twice_moves_nothing() -> None:
     minidl.Adam(params)
     minidl.flatten(params[1:3])  # a run of neighbours lies side by side already
     assert addresses(params) == places
-    assert len(segments(params)) == 1
+    assert len(flat_views(params)) == 1
 
 
 def test_another_order_moves_and_keeps_the_values() -> None:
@@ -110,7 +110,7 @@ def test_another_order_moves_and_keeps_the_values() -> None:
     minidl.flatten(params)
     before = snapshot(params)
     minidl.flatten(params[::-1])
-    assert len(segments(params[::-1])) == 1 and len(segments(params)) == len(params)
+    assert len(flat_views(params[::-1])) == 1 and len(flat_views(params)) == len(params)
     assert snapshot(params) == before
 
 
@@ -147,7 +147,7 @@ def test_the_gaps_between_parameters_stay_zero() -> None:
     for optimizer in optimizers:
         optimizer.step()
         minidl.clip_grad_norm(params, 0.1)
-    (flat,) = segments(params)
+    (flat,) = flat_views(params)
     covered = np.zeros(flat.data.size, bool)
     for parameter in params:
         start = (parameter.data.ctypes.data - flat.data.ctypes.data) // parameter.data.itemsize

@@ -63,7 +63,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, in which no program may download or train."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(download, "cached", never("the download"))
-    monkeypatch.setattr(training, "fit", never("the training"))
+    monkeypatch.setattr(training.Trainer, "fit", never("the training"))
     return tmp_path
 
 

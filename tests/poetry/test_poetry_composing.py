@@ -11,7 +11,7 @@ from verse.composing import Choice, _drawn_anew, compose
 from verse.judging import judge
 from verse.plans import Impossible, Plan, plan
 from verse.prosody import FORMS, Form
-from verse.readings import sounds
+from verse.readings import readings_of
 from verse.scoring import log_probabilities
 
 import numpy as np
@@ -19,7 +19,7 @@ import pytest
 from verse_helpers import EAST, VERSES, verse_model
 
 FIVE = FORMS[0]
-SOUNDS = sounds(VERSES.tokens)
+SOUNDS = readings_of(VERSES.tokens)
 MODEL = verse_model()
 PLAIN = Choice()
 
@@ -73,7 +73,7 @@ def test_more_candidates_are_more_probable() -> None:
 
 def test_a_model_without_a_mark_to_begin_with_begins_with_what_is_asked_for() -> None:
     vocabulary = Vocabulary([END, UNKNOWN, *VERSES.tokens[3:]])
-    found = sounds(vocabulary.tokens)
+    found = readings_of(vocabulary.tokens)
     wanted = plan(FIVE, vocabulary.tokens, found, start="山")
     poems = compose(verse_model(vocabulary), vocabulary, found, wanted, 3, choice=PLAIN, rng=0)
     assert all(poem.text[0] == "山" and judge(poem.text).kept for poem in poems)
@@ -91,7 +91,7 @@ def test_a_line_that_can_only_be_a_copy_is_told() -> None:
     ending = "東"
     tokens = [token for token in VERSES.tokens if token not in EAST or token in "東風"]
     vocabulary = Vocabulary([token for token in tokens if token not in "陽光香長霜鄉牀山花天秋春心人來流看過思望"])
-    found = sounds(vocabulary.tokens)
+    found = readings_of(vocabulary.tokens)
     wanted = plan(FIVE, vocabulary.tokens, found, start="夜月風風落，風風日日")
     index = LineIndex.build([f"風風日日{ending}", "風風日日風"])
     poems = compose(verse_model(vocabulary), vocabulary, found, wanted, 2, choice=PLAIN, index=index, rng=0)
@@ -129,7 +129,7 @@ def test_the_candidates_come_out_as_the_models_own_poems_of_that_form_would() ->
             return logits, (place + 1, spoilt)
 
     model = Scripted(len(few), 2, 2, rng=0)
-    found = sounds(few.tokens)
+    found = readings_of(few.tokens)
     wanted = plan(FIVE, few.tokens, found)
     poems = compose(model, few, found, wanted, 60, choice=PLAIN, candidates=16, rng=0)
     assert sum(poem.text[0] == "月" for poem in poems) > 55

@@ -90,7 +90,7 @@ def test_the_events_are_the_lines_of_the_metrics() -> None:
     assert found == of_metrics("run/metrics.jsonl")
     steps = {tag: list(values) for tag, values in found.items()}
     assert steps == {tag: [1, 2, 3] for tag in EPOCH} | {tag: [4] for tag in list(TEST)[:2]}
-    assert "tensorboard" not in (run_checkpoint.read(Path("run")).facts["arguments"])  # type: ignore[union-attr]
+    assert "tensorboard" not in (run_checkpoint.read(Path("run")).metadata["arguments"])  # type: ignore[union-attr]
 
 
 def test_under_the_reports_protocol_the_test_figures_come_last_too() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from typing import Any
 
-from common.progress import Progress
-from corpus.tasks import Batch
-from learning.training import Mean, train_epoch
+from corpus.tasks import Batch, Task
+from corpus.vocabulary import Vocabulary
+from learning.training import RunningLoss, Trainer, TrainingState
 from model import PoemModel
 
 import device_double
@@ -31,8 +30,8 @@ def batch(seed: int, pads: bool) -> Batch:
     return Batch(inputs, targets, minidl.Packing(SIZES), targets > 2 if pads else None)
 
 
-def train(backend: str, pads: bool, clear: Any) -> tuple[PoemModel, Mean]:
-    model, mean = PoemModel(V, 6, 8, dropout=0.3, backend=backend, rng=0), Mean()
+def train(backend: str, pads: bool, clear: Any) -> tuple[PoemModel, RunningLoss]:
+    model, mean = PoemModel(V, 6, 8, dropout=0.3, backend=backend, rng=0), RunningLoss()
     optimizer = minidl.AdaGrad(model.parameters())
     for step in range(3):
         rows = batch(step, pads)
@@ -55,7 +54,7 @@ def test_the_poems_model_trains_as_on_numpy_in_few_calls(pads: bool, cupy: Any) 
     assert cupy.syncs == []
     assert counts["upload"] == 1
     assert counts["lstm_forward"] == counts["lstm_backward"] == len(SIZES)
-    metrics = 2 if pads else 1  # what Mean adds
+    metrics = 2 if pads else 1  # what RunningLoss adds
     assert sum(counts.values()) - 4 * len(SIZES) - metrics <= 40, counts
 
     host, expected = train("numpy", pads, lambda: None)
@@ -67,14 +66,25 @@ def test_the_poems_model_trains_as_on_numpy_in_few_calls(pads: bool, cupy: Any) 
 
 @pytest.mark.parametrize(("shown", "looks"), [(False, 0), (True, 2)])
 def test_an_epoch_waits_only_where_it_prints_the_loss(shown: bool, looks: int, cupy: Any) -> None:
-    model = PoemModel(V, 6, 8, backend="cupy", rng=0)
-    schedule = minidl.Constant(minidl.SGD(model.parameters(), lr=0.1))
-    cupy.syncs.clear()
-    with Progress(total=25, disable=not shown, file=io.StringIO()) as progress:
-        train_epoch(model, schedule, (batch(seed, False) for seed in range(25)), 1.0, progress)
-    assert cupy.syncs.count("get") == looks
-    if not shown:
-        assert cupy.syncs == []
+    def waits(steps: int, quiet: bool) -> int:
+        model = PoemModel(V, 6, 8, backend="cupy", rng=0)
+        schedule = minidl.Constant(minidl.SGD(model.parameters(), lr=0.1))
+        batches = [batch(seed, False) for seed in range(steps)]
+        task = Task(
+            Vocabulary(["<begin>", "<end>", "<unknown>", *"日月山河"]),
+            lambda rng, start=0: batches,
+            steps,
+            batches[:1],
+            batches[:1],
+            9,
+        )
+        state = TrainingState(np.random.default_rng(0), model.state_dict())
+        trainer = Trainer(model, schedule, task, state, clip=1.0, quiet=quiet)
+        cupy.syncs.clear()
+        next(trainer.fit(1, 1))
+        return cupy.syncs.count("get")
+
+    assert waits(25, quiet=not shown) == waits(1, quiet=True) + looks
 
 
 @pytest.mark.parametrize("pads", [False, True])

@@ -24,7 +24,7 @@ import prepare
 import pytest
 from poetry_helpers import PROGRAMS, Outcome, never, pseudo_poems, refused, run_program, tree, write_corpus
 
-FILES = sorted([*(f"{part}.{kind}.npy" for part in prepared.PARTS for kind in ("ids", "lengths")), prepared.FACTS])
+FILES = sorted([*(f"{part}.{kind}.npy" for part in prepared.PARTS for kind in ("ids", "lengths")), prepared.METADATA])
 
 
 @pytest.fixture(autouse=True)

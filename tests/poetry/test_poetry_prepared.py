@@ -231,7 +231,7 @@ def test_recipes_set_what_the_folder_does_not_decide() -> None:
     prepared_folder(poems_of_lengths(600))
     sizes = ("--epochs", 1, "--hidden-size", 8, "--embedding-size", 8, "--out", "run")
     assert run_program("train", "--prepared", "big", "--recipe", "best", *sizes).code == 0
-    arguments = run_checkpoint.read(Path("run")).facts["arguments"]  # type: ignore[union-attr]
+    arguments = run_checkpoint.read(Path("run")).metadata["arguments"]  # type: ignore[union-attr]
     assert arguments["batch_size"] == RECIPES["best"]["batch_size"] != DEFAULTS["batch_size"]
     assert arguments["min_count"] is arguments["files"] is None
 

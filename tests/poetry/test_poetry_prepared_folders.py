@@ -24,9 +24,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def facts_with(**changed: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        facts = json.loads((folder / prepared.FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((folder / prepared.METADATA).read_text(encoding="utf-8"))
         facts.update(changed)
-        (folder / prepared.FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        (folder / prepared.METADATA).write_text(json.dumps(facts), encoding="utf-8")
 
     return change
 
@@ -74,11 +74,11 @@ def huge_lengths(folder: Path) -> None:
 
 
 def no_poems(folder: Path) -> None:
-    facts = json.loads((folder / prepared.FACTS).read_text(encoding="utf-8"))
+    facts = json.loads((folder / prepared.METADATA).read_text(encoding="utf-8"))
     for kind in ("ids", "lengths"):
         np.save(folder / f"train.{kind}.npy", np.zeros(0, np.uint8))
         facts["parts"]["train"][kind]["count"] = 0
-    (folder / prepared.FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    (folder / prepared.METADATA).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def zipped(folder: Path) -> None:
@@ -95,12 +95,12 @@ def npy(shape: str) -> bytes:
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no folder": (shutil.rmtree, "prepared.json"),
     "a file": (lambda folder: (shutil.rmtree(folder), folder.write_bytes(b""))[0], "prepared.json"),
-    "no facts": (lambda folder: (folder / prepared.FACTS).unlink(), "prepared.json"),
-    "no JSON": (content(prepared.FACTS, b"{"), "prepared.json"),
-    "not UTF-8": (content(prepared.FACTS, b'{"kind": "\xff"}'), "prepared.json"),
-    "deep": (content(prepared.FACTS, b"[" * 100_000), "prepared.json"),
-    "a list": (content(prepared.FACTS, b"[]"), "prepared.json"),
-    "empty": (content(prepared.FACTS, b"{}"), "no 'kind' in it"),
+    "no facts": (lambda folder: (folder / prepared.METADATA).unlink(), "prepared.json"),
+    "no JSON": (content(prepared.METADATA, b"{"), "prepared.json"),
+    "not UTF-8": (content(prepared.METADATA, b'{"kind": "\xff"}'), "prepared.json"),
+    "deep": (content(prepared.METADATA, b"[" * 100_000), "prepared.json"),
+    "a list": (content(prepared.METADATA, b"[]"), "prepared.json"),
+    "empty": (content(prepared.METADATA, b"{}"), "no 'kind' in it"),
     "another kind": (facts_with(kind="poem run"), "'poem run'"),
     "another version": (facts_with(version=2), "of version 2"),
     "no tokens": (facts_with(tokens=[]), "vocabulary"),

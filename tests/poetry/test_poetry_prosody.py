@@ -7,7 +7,7 @@ import itertools
 from verse.judging import judge
 from verse.plans import find_rhyme
 from verse.prosody import FORMS, find_form, tone_pattern
-from verse.readings import is_character, level_groups, rhymes, sounds, table, tones
+from verse.readings import is_character, level_groups, readings_of, rhymes, table, tones
 
 import pytest
 from verse_helpers import VERSES
@@ -80,7 +80,7 @@ def test_variants_have_the_readings_of_the_usual_form(variant: str, form: str) -
 
 
 def test_sounds_of_a_vocabulary() -> None:
-    found = sounds(VERSES.tokens)
+    found = readings_of(VERSES.tokens)
     ids = VERSES.ids
     assert not found.characters[[ids["<begin>"], ids["，"], ids["。"]]].any()
     assert found.characters[ids["蟋"]] and not found.level[ids["蟋"]] and not found.oblique[ids["蟋"]]

@@ -11,13 +11,13 @@ from corpus.tasks import Batch, Task
 from corpus.vocabulary import END, PAD, UNKNOWN
 from learning import protocol
 from learning.protocol import report_task, rows_task
-from learning.training import build_optimizer, fit
+from learning.training import build_optimizer
 from model import PoemModel
 
 import numpy as np
 import poetry_helpers
 import pytest
-from poetry_helpers import CHARACTERS, log_softmax, pseudo_poems
+from poetry_helpers import CHARACTERS, fit, log_softmax, pseudo_poems
 
 import minidl
 

@@ -42,7 +42,7 @@ def batch_of(lengths: list[int]) -> Batch:
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=12), size=st.integers(1, 7))
 def test_the_shares_of_a_batch_are_its_sequences_each_once(lengths: list[int], size: int) -> None:
     whole = batch_of(lengths)
-    parts = [ranks.share(whole, rank, size) for rank in range(size)]
+    parts = [ranks.shard_batch(whole, rank, size) for rank in range(size)]
     assert [part is None for part in parts] == [rank >= len(lengths) for rank in range(size)]
     rows = np.concatenate([part.packing.rows for part in parts if part is not None])  # type: ignore[misc]
     assert sorted(rows.tolist()) == list(range(len(whole.inputs)))
@@ -79,7 +79,7 @@ def test_the_gradients_of_shares_add_up_to_the_whole_batchs(size: int, pads: boo
     for parameter in model.parameters():
         parameter.grad[...] = 0
     for rank in range(size):
-        part = ranks.share(whole, rank, size)
+        part = ranks.shard_batch(whole, rank, size)
         if part is not None:
             mine = model.forward_backward(part, 5)
             summed = [summed[0] + mine.real, summed[1] + mine.pads]

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from corpus import download, tasks
+from corpus import download
 from learning import protocol, training
-from model import PoemModel, load_model
+from learning.training import Trainer
+from model import load_model
 from verse.judging import judge
 
 import numpy as np
@@ -107,17 +108,20 @@ def test_the_whole_report(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_run_has_the_reports_settings_and_its_own_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    fit, seen = training.fit, []
+    seen = []
 
-    def spy(model: PoemModel, schedule: Any, task: tasks.Task, **options: Any) -> Any:
+    def spy(trainer: Trainer, epochs: int, patience: int) -> Any:
+        model, schedule = trainer.model, trainer.schedule
         optimizer = schedule.optimizer
+        options = {"epochs": epochs, "patience": patience, "pads_count": trainer.pads_count}
         rates = {schedule.rate(step) for step in range(50)}
         values = np.unique(np.concatenate([parameter.data.ravel() for parameter in model.parameters()]))
         start = values.tolist() if len(values) == 1 else weights(model)
         seen.append((type(optimizer), rates, start, options))
-        return fit(model, schedule, task, **options)
+        return real(trainer, epochs, patience)
 
-    monkeypatch.setattr(training, "fit", spy)
+    real = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", spy)
     assert report("--epochs", 7, "--out", "a", "--seed", 4).code == 0
     adam, adagrad, adadelta, zeros, equal = seen
     assert [run[0] for run in seen] == [

@@ -17,7 +17,8 @@ CHILD = """
     from poetry_helpers import VOCABULARY, pseudo_poems
     from small_model import cut_for
     from corpus.tasks import packed_task
-    from learning.training import build_optimizer, fit
+    from learning.training import build_optimizer
+    from poetry_helpers import fit
     from minidl import Constant
     from minidl.kernels.cpu import threads
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from corpus.tasks import packed_task
 from learning import protocol, run_checkpoint
-from learning.training import Standing, build_optimizer, fit
+from learning.training import TrainingState, build_optimizer
 from model import PoemModel
 
 import numpy as np
@@ -31,6 +31,7 @@ from poetry_helpers import (
     Killed,
     Outcome,
     alone_in,
+    fit,
     jsonl,
     killed_after,
     pseudo_poems,
@@ -100,29 +101,31 @@ def test_the_sums_of_targets_and_of_pads_travel() -> None:
     """Under the report's protocol both are watched; the run stops in the middle of its second epoch."""
     task = protocol.report_task(pseudo_poems(60), batch_size=8, width=16)
 
-    def fresh() -> tuple[PoemModel, minidl.Constant, Standing]:
+    def fresh() -> tuple[PoemModel, minidl.Constant, TrainingState]:
         model = small_model(task.vocabulary)
         schedule = minidl.Constant(build_optimizer("adam", model.parameters(), 0.01))
-        return model, schedule, Standing(np.random.default_rng(0), model.state_dict())
+        return model, schedule, TrainingState(np.random.default_rng(0), model.state_dict())
 
-    def run(model: PoemModel, schedule: minidl.Constant, standing: Standing, stop: int = 99) -> list[dict[str, float]]:
+    def run(
+        model: PoemModel, schedule: minidl.Constant, state: TrainingState, stop: int = 99
+    ) -> list[dict[str, float]]:
         def after_step() -> None:
             if schedule.steps == stop:
-                run_checkpoint.save(Path("checkpoint.safetensors"), model, schedule, standing, {}, [], "")
+                run_checkpoint.save(Path("checkpoint.safetensors"), model, schedule, state, {}, [], "")
                 raise Killed
 
         options: Any = {"epochs": 3, "patience": 3, "pads_count": True, "quiet": True, "after_step": after_step}
         with contextlib.suppress(Killed):
-            list(fit(model, schedule, task, standing=standing, **options))
-        return [{n: v for n, v in line.items() if n not in CLOCK} for line in standing.lines]
+            list(fit(model, schedule, task, state=state, **options))
+        return [{n: v for n, v in line.items() if n not in CLOCK} for line in state.lines]
 
     whole, cut, again = fresh(), fresh(), fresh()
     lines = run(*whole)
     assert task.steps > 3 and len(run(*cut, stop=task.steps + 3)) == 1
     checkpoint = run_checkpoint.read(Path("."))
-    assert checkpoint is not None and checkpoint.facts["sums"]["batches"] == 3
-    standing = run_checkpoint.restore(checkpoint, *again[:2], "")
-    assert standing.mean.pad_nats and run(*again[:2], standing) == lines
+    assert checkpoint is not None and checkpoint.metadata["sums"]["batches"] == 3
+    state = run_checkpoint.restore(checkpoint, *again[:2], "")
+    assert state.running.pad_nats and run(*again[:2], state) == lines
     assert weights(again[0]) == weights(whole[0])
 
 
@@ -145,26 +148,26 @@ def test_patience_and_the_best_epoch_travel() -> None:
 
     class Scripted(PoemModel):
         def nats(self, batch: Any) -> Any:
-            return super().nats(batch)._replace(real=[3.0, 2.0, 2.5, 2.4, 1.0][len(standing.lines)] * 80)
+            return super().nats(batch)._replace(real=[3.0, 2.0, 2.5, 2.4, 1.0][len(state.lines)] * 80)
 
     def fresh() -> tuple[PoemModel, minidl.Constant]:
         model = Scripted(len(VOCABULARY), 2, 2, rng=0)
         return model, minidl.Constant(build_optimizer("adam", model.parameters(), 0.01))
 
     model, schedule = fresh()
-    standing, seen = Standing(np.random.default_rng(0), model.state_dict()), []
+    state, seen = TrainingState(np.random.default_rng(0), model.state_dict()), []
     for _ in range(9):
-        run = fit(model, schedule, task, epochs=9, patience=2, standing=standing, quiet=True)
+        run = fit(model, schedule, task, epochs=9, patience=2, state=state, quiet=True)
         if next(run, None) is None:
             break
         seen.append(weights(model))
-        run_checkpoint.save(Path("c.safetensors"), model, schedule, standing, {}, [], "")
+        run_checkpoint.save(Path("c.safetensors"), model, schedule, state, {}, [], "")
         shutil.move("c.safetensors", "checkpoint.safetensors")
         checkpoint = run_checkpoint.read(Path("."))
         assert checkpoint is not None
         model, schedule = fresh()
-        standing = run_checkpoint.restore(checkpoint, model, schedule, "")
-    assert len(seen) == 4 and standing.best_epoch == 2
+        state = run_checkpoint.restore(checkpoint, model, schedule, "")
+    assert len(seen) == 4 and state.best_epoch == 2
     assert weights(model) == seen[1], "the best epoch's weights, not the last one's"
 
 

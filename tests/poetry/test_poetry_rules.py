@@ -9,7 +9,7 @@ from corpus.vocabulary import BEGIN, END, UNKNOWN, Vocabulary
 from verse.judging import judge
 from verse.plans import Impossible, Plan, plan
 from verse.prosody import FORMS, Form
-from verse.readings import level_groups, rhymes, sounds, tones
+from verse.readings import level_groups, readings_of, rhymes, tones
 from verse.rules import Rules
 
 import numpy as np
@@ -25,7 +25,7 @@ def walk(asked: Plan, vocabulary: Vocabulary, seed: int, rows: int = 4, index: L
     """Poems drawn from what the rules allow, every token as likely as the others."""
     rng = np.random.default_rng(seed)
     spots = rng.integers(len(asked.spots), size=rows) if asked.spots else np.full(rows, -1)
-    rules = Rules(asked, vocabulary, sounds(vocabulary.tokens), spots, index)
+    rules = Rules(asked, vocabulary, readings_of(vocabulary.tokens), spots, index)
     poems = [""] * rows
     for line, column in itertools.product(range(asked.form.lines), range(asked.form.width)):
         allowed = rules.allowed((line, column))
@@ -83,7 +83,7 @@ def test_whatever_is_drawn_keeps_the_form_and_there_always_is_something(
     vocabulary: Vocabulary, form: Form, seed: int
 ) -> None:
     try:
-        asked = plan(form, vocabulary.tokens, sounds(vocabulary.tokens))
+        asked = plan(form, vocabulary.tokens, readings_of(vocabulary.tokens))
     except Impossible:
         assert not endings_exist(vocabulary, form)
         return
@@ -108,7 +108,7 @@ def test_wishes_are_met_or_refused(
         asked = plan(
             form,
             VERSES.tokens,
-            sounds(VERSES.tokens),
+            readings_of(VERSES.tokens),
             start=start,
             acrostic=acrostic,
             rhyme=rhyme,
@@ -131,9 +131,9 @@ def test_plain_wishes_are_not_refused() -> None:
     for form, (name, value) in itertools.product(
         FORMS, [("start", "山"), ("rhyme", "上平聲一東"), ("keyword", "秋"), ("keyword", "白日")]
     ):
-        assert plan(form, VERSES.tokens, sounds(VERSES.tokens), **{name: value}).ways  # type: ignore[arg-type]
+        assert plan(form, VERSES.tokens, readings_of(VERSES.tokens), **{name: value}).ways  # type: ignore[arg-type]
     for name, value in (("start", "夜月山花落，秋"), ("acrostic", "山花天人")):
-        assert plan(FIVE, VERSES.tokens, sounds(VERSES.tokens), **{name: value}).ways  # type: ignore[arg-type]
+        assert plan(FIVE, VERSES.tokens, readings_of(VERSES.tokens), **{name: value}).ways  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_plain_wishes_are_not_refused() -> None:
 @pytest.mark.parametrize("form", FORMS[:2], ids=lambda form: form.name)
 def test_scarce_endings_are_left_for_the_lines_to_come(form: Form, characters: str) -> None:
     vocabulary = Vocabulary([BEGIN, END, UNKNOWN, *characters, *MARKS])
-    asked = plan(form, vocabulary.tokens, sounds(vocabulary.tokens))
+    asked = plan(form, vocabulary.tokens, readings_of(vocabulary.tokens))
     for seed in range(30):
         assert all(judge(poem).kept for poem in walk(asked, vocabulary, seed, 8))
 
@@ -158,17 +158,17 @@ def test_scarce_endings_are_left_for_the_lines_to_come(form: Form, characters: s
 def test_an_ending_that_is_asked_for_is_not_there_for_another_line() -> None:
     few, more = (Vocabulary([BEGIN, END, UNKNOWN, *"東紅山花落", *other, *MARKS]) for other in ("", "月"))
     with pytest.raises(Impossible, match="too few"):
-        plan(FIVE, few.tokens, sounds(few.tokens), start="落落山花落")
-    asked = plan(FIVE, more.tokens, sounds(more.tokens), start="落落山花落")
+        plan(FIVE, few.tokens, readings_of(few.tokens), start="落落山花落")
+    asked = plan(FIVE, more.tokens, readings_of(more.tokens), start="落落山花落")
     assert all(judge(poem).kept for poem in walk(asked, more, 0, 8))
 
 
 def test_a_keyword_that_stands_already_is_not_put_there_again() -> None:
-    asked = plan(FIVE, VERSES.tokens, sounds(VERSES.tokens), keyword="秋")
+    asked = plan(FIVE, VERSES.tokens, readings_of(VERSES.tokens), keyword="秋")
     line, column = next(place for place, _ in asked.spots if place[0] == 2)
     spot = [place for place, _ in asked.spots].index((line, column))
     for first, again in (("秋", False), ("山", True)):
-        rules = Rules(asked, VERSES, sounds(VERSES.tokens), np.array([spot]))
+        rules = Rules(asked, VERSES, readings_of(VERSES.tokens), np.array([spot]))
         for at, character in enumerate(first + "月山花落"):
             rules.advance((0, at), np.array([VERSES.ids[character]]))
         rules.end_line()
@@ -176,7 +176,7 @@ def test_a_keyword_that_stands_already_is_not_put_there_again() -> None:
 
 
 def test_a_keyword_that_is_a_whole_line_is_put_there() -> None:
-    asked = plan(FIVE, VERSES.tokens, sounds(VERSES.tokens), keyword="夜月山花落")
+    asked = plan(FIVE, VERSES.tokens, readings_of(VERSES.tokens), keyword="夜月山花落")
     assert all("夜月山花落，" in poem for poem in walk(asked, VERSES, 0))
 
 
@@ -204,39 +204,39 @@ def test_a_keyword_that_is_a_whole_line_is_put_there() -> None:
 )
 def test_what_cannot_be_is_refused_with_the_reason(wish: dict[str, str], words: str) -> None:
     with pytest.raises(Impossible) as refusal:
-        plan(FIVE, VERSES.tokens, sounds(VERSES.tokens), **wish)  # type: ignore[arg-type]
+        plan(FIVE, VERSES.tokens, readings_of(VERSES.tokens), **wish)  # type: ignore[arg-type]
     assert words in str(refusal.value)
 
 
 def test_a_model_without_the_marks_is_told_so() -> None:
     tokens = [token for token in VERSES.tokens if token != "。"]
     with pytest.raises(Impossible, match="the mark 。"):
-        plan(FIVE, tokens, sounds(tokens))
+        plan(FIVE, tokens, readings_of(tokens))
 
 
 def test_no_line_of_the_corpus_is_completed() -> None:
     """All lines in a small world but those that end in one of few characters."""
     vocabulary = Vocabulary([BEGIN, END, UNKNOWN, *"東風中空月日水雪", *MARKS])
-    asked = plan(FIVE, vocabulary.tokens, sounds(vocabulary.tokens))
+    asked = plan(FIVE, vocabulary.tokens, readings_of(vocabulary.tokens))
     every = ["".join(line) for line in itertools.product("東風月日水雪", repeat=5)]
     index = LineIndex.build(line for line in every if line[-1] in "風雪" or line[0] in "月水")
     poems = walk(asked, vocabulary, 0, 8, index)
     assert all(judge(poem).kept and not index.copied(poem) for poem in poems)
     assert any(index.copied(poem) for seed in range(3) for poem in walk(asked, vocabulary, seed, 8))
-    whole = plan(FIVE, vocabulary.tokens, sounds(vocabulary.tokens), start="東日中風水", index=index)
+    whole = plan(FIVE, vocabulary.tokens, readings_of(vocabulary.tokens), start="東日中風水", index=index)
     assert whole.ways
     with pytest.raises(Impossible, match="no-copy"):
         plan(
             FIVE,
             vocabulary.tokens,
-            sounds(vocabulary.tokens),
+            readings_of(vocabulary.tokens),
             start="月日中風水",
             index=LineIndex.build(["月日中風水"]),
         )
 
 
 def test_a_character_comes_a_third_time_only_if_there_is_no_other() -> None:
-    asked = plan(FORMS[3], VERSES.tokens, sounds(VERSES.tokens))
+    asked = plan(FORMS[3], VERSES.tokens, readings_of(VERSES.tokens))
     for poem in walk(asked, VERSES, 1, 8):
         ends = [line[-1] for line in poem.replace("，", "。").split("。")[:-1]]
         inside = [character for line in poem.replace("，", "。").split("。") for character in line[:-1]]

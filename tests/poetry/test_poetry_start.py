@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from common.progress import Progress
 from corpus.tasks import Task, packed_task
 from corpus.vocabulary import PAD
 from learning.protocol import report_task
-from learning.training import build_optimizer, evaluate, train_epoch
+from learning.training import build_optimizer, evaluate, train_step
 from model import PoemModel
 
 import numpy as np
@@ -30,7 +29,8 @@ def trained(value: float | None, name: str, epochs: int, dropout: float = 0.0) -
     schedule = minidl.Constant(build_optimizer(name, model.parameters(), OPTIMIZERS[name]))
     rng = np.random.default_rng(0)
     for _ in range(epochs):
-        train_epoch(model, schedule, task.train(rng), None, Progress(disable=True))
+        for batch in task.train(rng):
+            train_step(model, schedule, batch)
     return model, task
 
 

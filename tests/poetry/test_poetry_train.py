@@ -327,14 +327,14 @@ def refused_late(outcome: Outcome) -> None:
 
 
 def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> dict[str, Any]:
-    """What train.py hands to `fit`."""
+    """What train.py hands to its Trainer."""
     seen: dict[str, Any] = {}
 
-    def fit(model: Any, schedule: Any, task: tasks.Task, **options: Any) -> Any:
-        seen.update(options, model=model, schedule=schedule, task=task)
+    def fit(trainer: training.Trainer, epochs: int, patience: int) -> Any:
+        seen.update(vars(trainer), epochs=epochs, patience=patience)
         stop()
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(training.Trainer, "fit", fit)
     refused_late(run_program("train", *arguments))
     return seen
 
@@ -482,7 +482,7 @@ def test_a_run_that_diverges_later_keeps_the_best_model(
 ) -> None:
     evaluate, epochs = training.evaluate, []
 
-    def spoiled(*arguments: Any) -> training.Mean:
+    def spoiled(*arguments: Any) -> training.RunningLoss:
         mean = evaluate(*arguments)
         epochs.append(1)
         if len(epochs) == 3:
@@ -503,7 +503,7 @@ def test_the_file_keeps_the_best_epoch_though_later_ones_follow(
 ) -> None:
     evaluate, epochs = training.evaluate, []
 
-    def worse(*arguments: Any) -> training.Mean:
+    def worse(*arguments: Any) -> training.RunningLoss:
         mean = evaluate(*arguments)
         epochs.append(1)
         mean.real_nats *= {3: 2, 4: 1.5}.get(len(epochs), 1)  # the fifth is of the test part
@@ -576,7 +576,7 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_best_model_is_there(
     _, vocabulary, facts = load_model(here / "a" / "model.safetensors")
     assert len(vocabulary) == 14
     losses = [line["validation_loss"] for line in lines]
-    assert facts["epoch"] == losses.index(min(losses)) + 1 and checkpoint.facts["lines"] == lines
+    assert facts["epoch"] == losses.index(min(losses)) + 1 and checkpoint.metadata["lines"] == lines
     assert [name for name in tree(here / "a") if "tmp" in name] == []
 
 
@@ -594,15 +594,15 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_best_model_is_there(
 def test_memory_that_runs_out_is_told_with_a_remedy_and_loses_nothing(
     here: Path, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, epochs: int, kept: str
 ) -> None:
-    real, done = training.train_epoch, []
+    real, done = training.evaluate, []
 
-    def full(*arguments: Any) -> training.Mean:
+    def full(*arguments: Any) -> training.RunningLoss:
         if len(done) == epochs:
             raise error
         done.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(training, "train_epoch", full)
+    monkeypatch.setattr(training, "evaluate", full)
     outcome = run_program("train", "--corpus", corpus_folder, *SMALL, "--epochs", "5", "--out", "a")
     reason = f"out of memory ({str(error).splitlines()[0]}); a smaller --batch-size needs less; {kept}"
     assert (outcome.code, outcome.out) == (2, "")
@@ -615,10 +615,10 @@ def test_memory_that_runs_out_is_told_with_a_remedy_and_loses_nothing(
 
 
 def test_another_error_of_a_gpu_is_not_taken_for_memory(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> training.Mean:
+    def broken(*_: Any) -> training.RunningLoss:
         raise RuntimeError("cudaErrorIllegalAddress")
 
-    monkeypatch.setattr(training, "train_epoch", broken)
+    monkeypatch.setattr(training, "train_step", broken)
     monkeypatch.setattr(sys, "argv", ["train.py", "--corpus", str(corpus_folder), *SMALL, "--out", "a"])
     with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
         main()

@@ -9,7 +9,7 @@ from typing import Any
 
 from corpus.tasks import Batch, Joined, Rows, Task, packed_task
 from corpus.vocabulary import BEGIN, END, UNKNOWN, Vocabulary
-from learning.training import Diverged, Mean, build_optimizer, evaluate, fit
+from learning.training import Diverged, RunningLoss, build_optimizer, evaluate
 from learning.training import held_out_figures as figures_of_the_test_part
 from model import Nats, PoemModel
 from verse.writing import write_poems
@@ -20,6 +20,7 @@ from poetry_helpers import (
     CHARACTERS,
     EPOCH_FIELDS,
     VOCABULARY,
+    fit,
     log_softmax,
     pseudo_poems,
     small_model,
@@ -148,7 +149,7 @@ def test_a_task_counts_its_steps_and_its_longest_poem() -> None:
 
 
 def test_a_mean_is_over_targets_and_with_pads_over_places() -> None:
-    mean = Mean()
+    mean = RunningLoss()
     real = np.array([True, True, False, False])
     mean.add(Nats(3.0, 1.0), Batch(np.zeros(4, int), np.zeros(4, int), minidl.Packing([2, 2]), real))
     mean.add(Nats(2.0, 0.0), Batch(np.zeros(3, int), np.zeros(3, int), minidl.Packing([3])))

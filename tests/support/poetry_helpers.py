@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+from corpus.tasks import Task
 from corpus.vocabulary import BEGIN, END, UNKNOWN, Vocabulary
+from learning.training import Trainer, TrainingState
 from model import PoemModel
 
 import numpy as np
@@ -23,6 +25,8 @@ import pytest
 
 import minidl
 from minidl import optimizers
+from minidl.backend import Rng
+from minidl.schedules import Schedule
 
 PROGRAMS = Path(__file__).parents[2] / "examples" / "poetry"
 CHARACTERS = "甲乙丙丁日月山夜紅"  # of the report's seven first characters 湖 and 海 are missing
@@ -84,6 +88,22 @@ def small_model(vocabulary: Vocabulary = VOCABULARY, dropout: float = 0.0, seed:
     model = PoemModel(len(vocabulary), 6, 8, dropout, layers=layers, rng=seed)
     model.head.weight.data[...] *= 4
     return model
+
+
+def fit(
+    model: PoemModel,
+    schedule: Schedule,
+    task: Task,
+    *,
+    epochs: int,
+    patience: int,
+    rng: Rng = None,
+    state: TrainingState | None = None,
+    **settings: Any,
+) -> Iterator[tuple[dict[str, float], bool]]:
+    """What train.py does, without its files."""
+    state = state or TrainingState(np.random.default_rng(rng), model.state_dict())
+    return Trainer(model, schedule, task, state, **settings).fit(epochs, patience)
 
 
 def run_program(name: str, *arguments: object) -> Outcome:

@@ -47,7 +47,7 @@ def main() -> None:
             if what == "bug":
                 raise AssertionError(f"a fault of rank {rank}")
 
-    def early(self: ranks.Ranks) -> None:
+    def early(self: ranks.Distributed) -> None:
         if self.rank == rank and what == "astray":
             os.chdir("astray")
         elif self.rank == rank:
@@ -55,7 +55,7 @@ def main() -> None:
 
     optimizers.Optimizer.step = stepped  # type: ignore[method-assign]
     if what in ("early", "astray"):
-        ranks.Ranks._share_cores = early  # type: ignore[method-assign]
+        ranks.Distributed._share_cores = early  # type: ignore[method-assign]
     if what == "device":
         import device_double
 

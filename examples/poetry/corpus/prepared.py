@@ -25,7 +25,7 @@ from corpus.vocabulary import BEGIN, END, Vocabulary
 
 import numpy as np
 
-FACTS = "prepared.json"
+METADATA = "prepared.json"
 KIND, VERSION = "prepared poems", 1
 PARTS = ("train", "validation", "test")
 BLOCK = 1024  # poems, or as many more as fill the last batch
@@ -124,20 +124,22 @@ class Prepared(NamedTuple):
 
 def load(folder: Path) -> Prepared:
     """What prepare.py wrote into `folder`; CorpusError, in one line, for anything else."""
-    path = folder / FACTS
+    path = folder / METADATA
     try:
         content = path.read_bytes()
-        facts = json.loads(content)
-        if facts["kind"] != KIND or facts["version"] != VERSION:
-            raise ValueError(f"it is {facts['kind']!r} of version {facts['version']!r}, not {KIND!r} of {VERSION}")
-        if not isinstance(facts["tokens"], list):
-            raise TypeError(f"its tokens are no list but {type(facts['tokens']).__name__}")
-        vocabulary, longest = Vocabulary(facts["tokens"]), facts["max_length"]
+        metadata = json.loads(content)
+        if metadata["kind"] != KIND or metadata["version"] != VERSION:
+            raise ValueError(
+                f"it is {metadata['kind']!r} of version {metadata['version']!r}, not {KIND!r} of {VERSION}"
+            )
+        if not isinstance(metadata["tokens"], list):
+            raise TypeError(f"its tokens are no list but {type(metadata['tokens']).__name__}")
+        vocabulary, longest = Vocabulary(metadata["tokens"]), metadata["max_length"]
         if BEGIN not in vocabulary or not isinstance(longest, int) or longest < 1:
             raise ValueError(f"the longest poem is {longest!r}, and {BEGIN} must be known")
         parts = []
         for name in PARTS:
-            sizes = facts["parts"][name]
+            sizes = metadata["parts"][name]
             ids, lengths = (_mapped(folder / f"{name}.{kind}.npy", sizes[kind]) for kind in ("ids", "lengths"))
             parts.append(Part(ids, lengths, folder / f"{name}.ids.npy", vocabulary))
     except OSError as error:
@@ -148,14 +150,14 @@ def load(folder: Path) -> Prepared:
     return Prepared(vocabulary, parts, longest, hashlib.sha256(content).hexdigest())
 
 
-def _mapped(path: Path, facts: dict[str, Any]) -> np.ndarray:
+def _mapped(path: Path, metadata: dict[str, Any]) -> np.ndarray:
     """The array in the file, which is not read; CorpusError if the file is not as long as it should be."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # np.load would take a zip file too, and leave it open
     except (ValueError, OverflowError, TokenError) as error:  # the last: a head that breaks off
         raise damaged(path, str(error)) from None
-    if array.dtype.kind != "u" or array.shape != (facts["count"],) or not len(array):
-        raise damaged(path, f"it has {array.dtype} of shape {array.shape}, and should have {facts['count']} numbers")
+    if array.dtype.kind != "u" or array.shape != (metadata["count"],) or not len(array):
+        raise damaged(path, f"it has {array.dtype} of shape {array.shape}, and should have {metadata['count']} numbers")
     if path.stat().st_size != array.offset + array.nbytes:
         raise damaged(path, f"it has {path.stat().st_size:,} bytes, not {array.offset + array.nbytes:,}")
     return np.asarray(array)  # without the subclass, which makes every slice slower

@@ -30,13 +30,13 @@ from threadpoolctl import threadpool_limits
 
 import minidl
 from minidl.kernels.cpu.threads import usable_cores
-from minidl.parameter import segments
+from minidl.parameter import flat_views
 
 T = TypeVar("T")
 PATIENCE = 0.3, 0.02, 3.0  # seconds for which rank r lets those before it speak: the first and r times the second
 
 
-class Alone:
+class SingleProcess:
     """One process: its share is everything."""
 
     rank, size = 0, 1
@@ -45,26 +45,26 @@ class Alone:
     def first(self) -> bool:
         return self.rank == 0
 
-    def of_first(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """What the first rank makes, at every rank."""
         return make()
 
-    def share(self, batch: Batch) -> Batch | None:
+    def shard_batch(self, batch: Batch) -> Batch | None:
         """This rank's part of a batch, None where that is empty."""
         return batch
 
-    def mine(self, values: Iterable[T]) -> Iterable[T]:
+    def shard(self, values: Iterable[T]) -> Iterable[T]:
         """Every `size`-th of `values`."""
         return values
 
-    def sum_gradients(self, params: Sequence[minidl.Parameter]) -> None:
+    def all_reduce_gradients(self, params: Sequence[minidl.Parameter]) -> None:
         """Put the sum over all ranks into every parameter's gradient."""
 
-    def sum(self, values: Sequence[Any]) -> Sequence[Any]:
+    def all_reduce(self, values: Sequence[Any]) -> Sequence[Any]:
         """The sums of a few numbers over all ranks; ints stay ints."""
         return values
 
-    def take_firsts(self, params: Sequence[minidl.Parameter]) -> None:
+    def broadcast_parameters(self, params: Sequence[minidl.Parameter]) -> None:
         """Make every rank's parameters those of the first."""
 
     def choose_gpu(self) -> None:
@@ -75,15 +75,15 @@ class Alone:
         cli.leave(code, message)
 
 
-ALONE = current = Alone()
+SINGLE_PROCESS = current = SingleProcess()
 
 
-def start() -> Alone:
+def start() -> SingleProcess:
     """This process as one of several; UsageError where MPI is not at hand."""
     global current
-    current = together = Ranks()  # first: whatever fails from here on has to end all
-    together.settle()
-    return together
+    current = group = Distributed()  # first: whatever fails from here on has to end all
+    group.set_up()
+    return group
 
 
 def leave(code: int, message: str) -> NoReturn:
@@ -91,7 +91,7 @@ def leave(code: int, message: str) -> NoReturn:
     current.leave(code, message)
 
 
-class Ranks(Alone):
+class Distributed(SingleProcess):
     """One of several processes that MPI has started."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Ranks(Alone):
         self.rank, self.size = self.comm.rank, self.comm.size
         self.stderr = sys.stderr
 
-    def settle(self) -> None:
+    def set_up(self) -> None:
         """Only the first rank speaks and hears Ctrl-C, what no one catches ends all, and cores are shared."""
         sys.excepthook = self._hook
         self.node = self.comm.Split_type(self.mpi.COMM_TYPE_SHARED)  # those on this machine
@@ -125,36 +125,36 @@ class Ranks(Alone):
         cupy = minidl.backend.get("cupy")
         cupy.cuda.Device(self.node.rank % cupy.cuda.runtime.getDeviceCount()).use()
 
-    def of_first(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         made = make() if self.first else None
-        return self._together(lambda: self.comm.bcast(made))
+        return self._communicate(lambda: self.comm.bcast(made))
 
-    def share(self, batch: Batch) -> Batch | None:
-        return share(batch, self.rank, self.size)
+    def shard_batch(self, batch: Batch) -> Batch | None:
+        return shard_batch(batch, self.rank, self.size)
 
-    def mine(self, values: Iterable[T]) -> Iterable[T]:
+    def shard(self, values: Iterable[T]) -> Iterable[T]:
         return itertools.islice(values, self.rank, None, self.size)
 
-    def sum_gradients(self, params: Sequence[minidl.Parameter]) -> None:
-        for segment in segments(params):  # one, once an optimizer has them
+    def all_reduce_gradients(self, params: Sequence[minidl.Parameter]) -> None:
+        for view in flat_views(params):  # one, once an optimizer has them
             # Through the host's memory on a GPU: that needs no MPI that knows of GPUs.
-            summed = minidl.to_host(segment.grad)
-            self._together(partial(self.comm.Allreduce, self.mpi.IN_PLACE, summed))
-            if summed is not segment.grad:
-                segment.grad[...] = minidl.backend.of(segment.grad).asarray(summed)
+            summed = minidl.to_host(view.grad)
+            self._communicate(partial(self.comm.Allreduce, self.mpi.IN_PLACE, summed))
+            if summed is not view.grad:
+                view.grad[...] = minidl.backend.of(view.grad).asarray(summed)
 
-    def sum(self, values: Sequence[Any]) -> Sequence[Any]:
+    def all_reduce(self, values: Sequence[Any]) -> Sequence[Any]:
         summed = np.array([float(minidl.to_host(value)) for value in values])
-        self._together(lambda: self.comm.Allreduce(self.mpi.IN_PLACE, summed))
+        self._communicate(lambda: self.comm.Allreduce(self.mpi.IN_PLACE, summed))
         return [int(s) if isinstance(v, int) else s for v, s in zip(values, summed.tolist(), strict=True)]
 
-    def take_firsts(self, params: Sequence[minidl.Parameter]) -> None:
-        for segment in segments(params):
-            values = np.array(minidl.to_host(segment.data))
-            self._together(partial(self.comm.Bcast, values))
-            segment.data[...] = minidl.backend.of(segment.data).asarray(values)
+    def broadcast_parameters(self, params: Sequence[minidl.Parameter]) -> None:
+        for view in flat_views(params):
+            values = np.array(minidl.to_host(view.data))
+            self._communicate(partial(self.comm.Bcast, values))
+            view.data[...] = minidl.backend.of(view.data).asarray(values)
 
-    def _together(self, act: Callable[[], T]) -> T:
+    def _communicate(self, act: Callable[[], T]) -> T:
         try:
             return act()
         except self.mpi.Exception as error:
@@ -181,7 +181,7 @@ class Ranks(Alone):
         self.leave(1, "".join(traceback.format_exception(kind, error, trace)).rstrip())
 
 
-def share(batch: Batch, rank: int, size: int) -> Batch | None:
+def shard_batch(batch: Batch, rank: int, size: int) -> Batch | None:
     """Every `size`-th sequence of a batch from the `rank`-th on, which has long and short ones in equal parts."""
     sizes = np.asarray(batch.packing.batch_sizes)
     column = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # which sequence a row is of

@@ -13,7 +13,7 @@ from corpus import line_index
 from learning import curves_log, run_checkpoint
 from learning.settings import as_json
 from learning.sources import Data
-from learning.training import Standing
+from learning.training import TrainingState
 from model import PoemModel, save_model
 
 from minidl.schedules import Schedule
@@ -28,7 +28,7 @@ class Run(NamedTuple):
     data: Data
     model: PoemModel
     schedule: Schedule
-    standing: Standing
+    state: TrainingState
 
 
 class NoRecords:
@@ -51,9 +51,9 @@ class Records(NoRecords):
         self.out, self.run, self.write, self.log = out, run, write, log
 
     def checkpoint(self) -> None:
-        args, data, model, schedule, standing = self.run
+        args, data, model, schedule, state = self.run
         path = self.out / cli.CHECKPOINT
-        run_checkpoint.save(path, model, schedule, standing, as_json(args), args.typed, data.poems)
+        run_checkpoint.save(path, model, schedule, state, as_json(args), args.typed, data.poems)
 
     def epoch(self, line: Line, improved: bool) -> None:
         self.log(line)  # before all else: a run that goes on drops what its checkpoint does not know
@@ -68,10 +68,10 @@ class Records(NoRecords):
         self.log(line)
 
     def _model(self) -> None:
-        args, data, model, _, standing = self.run
-        facts = {"max_length": data.task.max_length, "arguments": as_json(args)}
+        args, data, model, _, state = self.run
+        metadata = {"max_length": data.task.max_length, "arguments": as_json(args)}
         path = self.out / "model.safetensors"
-        save_model(path, model, data.task.vocabulary, epoch=standing.best_epoch, **facts)
+        save_model(path, model, data.task.vocabulary, epoch=state.best_epoch, **metadata)
         if data.lines is not None:
             data.lines.save(self.out / line_index.FILE)  # for generate.py --no-copy
 
@@ -79,7 +79,7 @@ class Records(NoRecords):
 @contextmanager
 def opened(out: Path, run: Run) -> Iterator[Records]:
     """The records of `run` in the folder `out`; UsageError if it cannot be written, or holds another run."""
-    args, lines = run.args, run.standing.lines
+    args, lines = run.args, run.state.lines
     with (
         curves_log.event_log(args.tensorboard, lines, args.resume) as log,
         cli.metrics_file(out, lines if args.resume else None) as write,

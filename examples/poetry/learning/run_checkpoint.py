@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from common.cli import CHECKPOINT
 from learning import ranks
-from learning.training import Mean, Standing
+from learning.training import RunningLoss, TrainingState
 from model import PoemModel
 
 import numpy as np
@@ -30,7 +30,7 @@ import minidl
 from minidl.schedules import Schedule
 
 KIND = "poem run"
-FACTS = {"arguments": dict, "typed": list, "poems": str, "lines": list, "rng": dict, "sums": dict, "machine": dict}
+METADATA = {"arguments": dict, "typed": list, "poems": str, "lines": list, "rng": dict, "sums": dict, "machine": dict}
 SUMS = ("batches", "targets", "places", "poems")
 
 
@@ -39,7 +39,7 @@ class Checkpoint(NamedTuple):
 
     path: Path
     tensors: dict[str, np.ndarray]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
     @property
     def steps(self) -> int:
@@ -52,38 +52,40 @@ def read(folder: Path) -> Checkpoint | None:
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    tensors, facts = minidl.load(path)
+    tensors, metadata = minidl.load(path)
     steps = tensors.get("schedule.steps", np.zeros(1))
-    whole = facts.get("kind") == KIND and all(isinstance(facts.get(name), kind) for name, kind in FACTS.items())
-    if not whole or not all(isinstance(word, str) for word in facts["typed"]) or steps.shape != ():
+    whole = metadata.get("kind") == KIND and all(
+        isinstance(metadata.get(name), kind) for name, kind in METADATA.items()
+    )
+    if not whole or not all(isinstance(word, str) for word in metadata["typed"]) or steps.shape != ():
         raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a run of train.py")
-    return Checkpoint(path, tensors, facts)
+    return Checkpoint(path, tensors, metadata)
 
 
-def restore(checkpoint: Checkpoint, model: PoemModel, schedule: Schedule, poems: str) -> Standing:
+def restore(checkpoint: Checkpoint, model: PoemModel, schedule: Schedule, poems: str) -> TrainingState:
     """Take `model` and `schedule` to where the run stood; CheckpointError, and nothing changed, if they do not fit.
 
     `poems` is the hash that `hash_of` gives for the poems at hand.
     """
-    path, tensors, facts = checkpoint
+    path, tensors, metadata = checkpoint
     before = model.state_dict(), schedule.optimizer.state_dict(), schedule.state_dict()
     try:
-        if facts["poems"] != poems:
+        if metadata["poems"] != poems:
             raise ValueError("it was trained on other poems than are at hand")
         best = _part(tensors, "best.")
         model.load_state_dict(best)  # as a check; they are put back at the end of the run
         model.load_state_dict(_part(tensors, "model."))
         schedule.optimizer.load_state_dict(_part(tensors, "optimizer."))
         schedule.load_state_dict(_part(tensors, "schedule."))
-        rng, mean = np.random.default_rng(), Mean()
-        rng.bit_generator.state = facts["rng"]
+        rng, mean = np.random.default_rng(), RunningLoss()
+        rng.bit_generator.state = metadata["rng"]
         mean.real_nats, mean.pad_nats = map(float, tensors["sums.nats"])
         for name in SUMS:
-            setattr(mean, name, int(facts["sums"][name]))
-        standing = Standing(rng, best, list(facts["lines"]), mean, float(facts["seconds"]))
-        if standing.best_epoch > 0 and not all(map(math.isfinite, standing.lines[-1].values())):
+            setattr(mean, name, int(metadata["sums"][name]))
+        state = TrainingState(rng, best, list(metadata["lines"]), mean, float(metadata["seconds"]))
+        if state.best_epoch > 0 and not all(map(math.isfinite, state.lines[-1].values())):
             raise ValueError("its metrics are not finite")
-        return standing
+        return state
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         model.load_state_dict(before[0])
         schedule.optimizer.load_state_dict(before[1])
@@ -95,32 +97,34 @@ def save(
     path: Path,
     model: PoemModel,
     schedule: Schedule,
-    standing: Standing,
+    state: TrainingState,
     arguments: dict[str, Any],
     typed: list[str],
     poems: str,
 ) -> None:
     """Write where the run stands, with its `arguments` and which of them were `typed`."""
-    mean = standing.mean
+    mean = state.running
     parts = {
         "model.": model.state_dict(),
         "optimizer.": schedule.optimizer.state_dict(),
         "schedule.": schedule.state_dict(),
-        "best.": standing.best_weights,
+        "best.": state.best_weights,
         "sums.": {"nats": np.array([float(minidl.to_host(nats)) for nats in (mean.real_nats, mean.pad_nats)])},
     }
-    facts = {
+    metadata = {
         "kind": KIND,
         "arguments": arguments,
         "typed": typed,
         "poems": poems,
-        "lines": standing.lines,
-        "rng": standing.rng.bit_generator.state,
+        "lines": state.lines,
+        "rng": state.rng.bit_generator.state,
         "sums": {name: getattr(mean, name) for name in SUMS},
-        "seconds": standing.seconds,
+        "seconds": state.seconds,
         "machine": machine(),
     }
-    minidl.save(path, {first + name: tensor for first, part in parts.items() for name, tensor in part.items()}, facts)
+    minidl.save(
+        path, {first + name: tensor for first, part in parts.items() for name, tensor in part.items()}, metadata
+    )
 
 
 def machine() -> dict[str, str]:
@@ -140,7 +144,7 @@ def machine() -> dict[str, str]:
 
 def changes(checkpoint: Checkpoint) -> list[str]:
     """In words what is not as it was when the run was saved."""
-    before, now = checkpoint.facts["machine"], machine()
+    before, now = checkpoint.metadata["machine"], machine()
     return [
         f"{name} was {before[name]}, now {value}" for name, value in now.items() if before.get(name, value) != value
     ]

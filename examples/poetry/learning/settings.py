@@ -120,14 +120,14 @@ def parse_arguments() -> Namespace:
     args.out = args.out or (cli.newest_run() if args.resume else cli.next_run())
     args.checkpoint = run_checkpoint.read(args.out) if args.resume else None
     if args.checkpoint is not None:  # its run's arguments come first, so that those typed now count
-        parser.parse_args([*args.checkpoint.facts["typed"], *sys.argv[1:]], args)
+        parser.parse_args([*args.checkpoint.metadata["typed"], *sys.argv[1:]], args)
     check_poems(parser, args)
     exclude(parser, args, "prepared", (*POEMS, "protocol"))
     exclude(parser, args, "init_from", ("protocol",))
     args.typed = typed(args)
     settle(parser, args)
     if args.checkpoint is not None:
-        check_the_same(parser, args, args.checkpoint.facts["arguments"])
+        check_the_same(parser, args, args.checkpoint.metadata["arguments"])
     return args
 
 

@@ -12,7 +12,7 @@ from corpus.line_index import LineIndex
 from corpus.tasks import MAX_LENGTH, Joined, Task, packed_task
 from corpus.vocabulary import Vocabulary
 from learning import protocol, run_checkpoint
-from learning.ranks import ALONE, Alone
+from learning.ranks import SINGLE_PROCESS, SingleProcess
 
 
 class Data(NamedTuple):
@@ -23,16 +23,16 @@ class Data(NamedTuple):
     poems: str  # a hash of them
 
 
-def data_of(args: Namespace, together: Alone) -> Data:
+def data_of(args: Namespace, group: SingleProcess) -> Data:
     if args.prepared:
-        return prepared_data(args, together)
-    return report_data(args, together) if args.protocol else default_data(args, together)
+        return prepared_data(args, group)
+    return report_data(args, group) if args.protocol else default_data(args, group)
 
 
-def default_data(args: Namespace, together: Alone = ALONE) -> Data:
+def default_data(args: Namespace, group: SingleProcess = SINGLE_PROCESS) -> Data:
     """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
-    parts = together.of_first(lambda: read_parts(args))
-    index = LineIndex.build(poem for part in parts for poem in part) if together.first else None  # who writes it
+    parts = group.broadcast(lambda: read_parts(args))
+    index = LineIndex.build(poem for part in parts for poem in part) if group.first else None  # who writes it
     gc.collect()  # the memory of the strings goes back to the system, before anything that stays settles among them
     vocabulary = Vocabulary.build(parts[0], most=args.max_vocabulary, least=args.min_count)
     return Data(packed_task(parts, vocabulary, args.batch_size), index, run_checkpoint.hash_of(parts))
@@ -54,20 +54,20 @@ def read_parts(args: Namespace) -> list[Joined]:
     return [Joined(part) for part in parts]
 
 
-def report_data(args: Namespace, together: Alone) -> Data:
-    found = together.of_first(lambda: tang.load(args.corpus, args.files, max_length=MAX_LENGTH, unique=False))
+def report_data(args: Namespace, group: SingleProcess) -> Data:
+    found = group.broadcast(lambda: tang.load(args.corpus, args.files, max_length=MAX_LENGTH, unique=False))
     if args.protocol == "report":
         task = protocol.report_task(found.poems)
     else:
         task = protocol.rows_task(found.poems, args.batch_size)
     cli.note(f"{len(found.poems):,} poems in the report's order, {found.summary}")
-    index = LineIndex.build(found.poems) if together.first else None
+    index = LineIndex.build(found.poems) if group.first else None
     return Data(task, index, run_checkpoint.hash_of([found.poems]))
 
 
-def prepared_data(args: Namespace, together: Alone) -> Data:
+def prepared_data(args: Namespace, group: SingleProcess) -> Data:
     found = prepared.load(args.prepared)  # by every rank, from its own machine
-    if found.digest != together.of_first(lambda: found.digest):
+    if found.digest != group.broadcast(lambda: found.digest):
         raise tang.CorpusError(f"{args.prepared} has other poems here than at the first rank")
     counts = " / ".join(f"{len(part.lengths):,}" for part in found.parts)
     cli.note(f"{counts} poems to train / validate / test, from {args.prepared}")

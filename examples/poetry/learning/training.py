@@ -13,13 +13,12 @@ from common.progress import Progress
 from corpus.tasks import MAX_LENGTH, Batch, Task
 from corpus.vocabulary import UNKNOWN
 from learning.metrics import Sums, perplexity
-from learning.ranks import ALONE, Alone
+from learning.ranks import SINGLE_PROCESS, SingleProcess
 from model import Nats, PoemModel
 
 import numpy as np
 
 import minidl
-from minidl.backend import Rng
 from minidl.optimizers import Optimizer
 from minidl.schedules import Schedule
 
@@ -27,7 +26,7 @@ HOPELESS = 10.0  # times the loss of even guesses: nothing comes back from there
 
 
 @dataclass
-class Mean:
+class RunningLoss:
     """Nats per target, summed batch by batch (on the device, where the model is on one)."""
 
     real_nats: Any = 0.0
@@ -77,161 +76,138 @@ class Diverged(Exception):
 
 
 @dataclass
-class Standing:
-    """Where a run stands, beside its weights, its optimizer and its schedule: all else that it needs to go on."""
+class TrainingState:
+    """Everything a run needs to resume, besides its weights, its optimizer and its schedule."""
 
-    rng: np.random.Generator  # as it was before the shuffle of the epoch under way
-    best_weights: dict[str, np.ndarray]  # of the best epoch so far, or the start
-    lines: list[dict[str, float]] = field(default_factory=list)  # the metrics of every epoch that was finished
-    mean: Mean = field(default_factory=Mean)  # of the steps of the epoch under way
-    seconds: float = 0.0  # that they took
+    rng: np.random.Generator  # as it was before the shuffle of the current epoch
+    best_weights: dict[str, np.ndarray]  # of the best epoch so far, or the initial ones
+    lines: list[dict[str, float]] = field(default_factory=list)  # the metrics of every finished epoch
+    running: RunningLoss = field(default_factory=RunningLoss)  # over the steps of the current epoch
+    seconds: float = 0.0  # that these steps took
 
     @property
     def best_epoch(self) -> int:
-        """The first of those with the lowest loss, from 1; 0 before there is one."""
+        """The first epoch with the lowest loss, counted from 1; 0 before there is one."""
         losses = [_watched(line) for line in self.lines]
         return 1 + losses.index(min(losses)) if losses else 0
 
     @property
-    def waited(self) -> int:
-        """How many epochs ago that was."""
+    def epochs_without_improvement(self) -> int:
         return len(self.lines) - self.best_epoch
 
 
 def _watched(line: dict[str, float]) -> float:
-    """What decides which epoch is the best: under the report's protocol the loss with pads."""
+    """The loss that decides which epoch is best: with pads under the report's protocol."""
     return line.get("report_cross_entropy", line["validation_loss"])
 
 
-def train_epoch(
-    model: PoemModel,
-    schedule: Schedule,
-    batches: Iterable[Batch],
-    clip: float | None,
-    progress: Progress,
-    mean: Mean | None = None,
-    after_step: Callable[[], None] | None = None,
-    ranks: Alone = ALONE,
-) -> Mean:
-    """One step of the schedule's optimizer for each of `batches`; adds to `mean`, that of an epoch begun before."""
-    mean, optimizer = Mean() if mean is None else mean, schedule.optimizer
-    for batch in batches:
-        optimizer.zero_grad()
-        part = ranks.share(batch)
-        nats = Nats(0.0) if part is None else model.forward_backward(part, optimizer.steps)
-        ranks.sum_gradients(optimizer.params)
-        mean.add(Nats(*ranks.sum(nats)), batch)
-        if clip is not None:
-            minidl.clip_grad_norm(optimizer.params, clip)
-        optimizer.step()
-        schedule.step()
-        progress.update()
-        if optimizer.steps % 10 == 0 and not progress.disable:  # reading the loss makes the host wait for a GPU
-            progress.set_postfix_str(f"{mean.loss:.3f} nats/char", refresh=False)
-        if after_step is not None:
-            after_step()
-    return mean
+def train_step(
+    model: PoemModel, schedule: Schedule, batch: Batch, clip: float | None = None, ranks: SingleProcess = SINGLE_PROCESS
+) -> Nats:
+    """One step of the optimizer; the batch's nats before it. Each rank computes its shard of the batch."""
+    optimizer = schedule.optimizer
+    optimizer.zero_grad()
+    shard = ranks.shard_batch(batch)
+    nats = Nats(0.0) if shard is None else model.forward_backward(shard, optimizer.steps)
+    ranks.all_reduce_gradients(optimizer.params)
+    if clip is not None:
+        minidl.clip_grad_norm(optimizer.params, clip)
+    optimizer.step()
+    schedule.step()
+    return Nats(*ranks.all_reduce(nats))
 
 
-def evaluate(model: PoemModel, batches: Iterable[Batch], ranks: Alone = ALONE) -> Mean:
-    """The mean over `batches`, without dropout."""
-    mean = Mean()
-    for batch in ranks.mine(batches):
-        mean.add(model.nats(batch), batch)
-    return Mean(*ranks.sum(list(vars(mean).values())))
+def evaluate(model: PoemModel, batches: Iterable[Batch], ranks: SingleProcess = SINGLE_PROCESS) -> RunningLoss:
+    """The loss over `batches`, without dropout."""
+    running = RunningLoss()
+    for batch in ranks.shard(batches):
+        running.add(model.nats(batch), batch)
+    return RunningLoss(*ranks.all_reduce(list(vars(running).values())))
 
 
-def fit(
-    model: PoemModel,
-    schedule: Schedule,
-    task: Task,
-    *,
-    epochs: int,
-    patience: int,
-    clip: float | None = None,
-    pads_count: bool = False,
-    rng: Rng = None,
-    quiet: bool = False,
-    standing: Standing | None = None,
-    after_step: Callable[[], None] | None = None,
-    ranks: Alone = ALONE,
-) -> Iterator[tuple[dict[str, float], bool]]:
-    """Train; yields each epoch's metrics and whether it is the best so far. At the end `model` has the best weights.
+@dataclass
+class Trainer:
+    """Trains `model` on `task`, epoch by epoch, from `state` on.
 
-    Stops after `patience` epochs in a row without a better validation loss. `pads_count` adds the report's
-    figures and watches those. `seconds` and `chars_per_second` are of training alone, validation left out.
-    Several `ranks` share the work of every batch.
-    Goes on from `standing`, which it keeps up to date: at every `after_step()`, and whenever an epoch is told, that,
-    `model` and `schedule` are all that a later call needs to go on as if there had been no pause.
-    Raises Diverged, with the best weights so far in `model`.
+    It keeps `state` up to date: at every `after_step()`, and whenever `fit` yields, a run restored to this state, model
+    and schedule continues as if it had never stopped.
     """
-    if standing is None:
-        standing = Standing(np.random.default_rng(rng), model.state_dict())
-    try:
-        while len(standing.lines) < epochs and standing.waited < patience:
-            line = _epoch(model, schedule, task, clip, pads_count, quiet, standing, after_step, ranks)
-            standing.lines.append(line)
-            if standing.waited == 0:
-                standing.best_weights = model.state_dict()
-            yield line, standing.waited == 0
-    except FloatingPointError as error:
-        what = f"training diverged after {schedule.optimizer.steps} steps: {_culprit(model) or error}"
-        raise Diverged(f"{what}; try a smaller learning rate") from error
-    finally:
-        model.load_state_dict(standing.best_weights)
 
+    model: PoemModel
+    schedule: Schedule
+    task: Task
+    state: TrainingState
+    clip: float | None = None  # the largest norm of the gradient
+    pads_count: bool = False  # add the report's figures, and pick the best epoch by them
+    after_step: Callable[[], None] = lambda: None
+    ranks: SingleProcess = SINGLE_PROCESS
+    quiet: bool = False  # no progress bar
 
-def _epoch(
-    model: PoemModel,
-    schedule: Schedule,
-    task: Task,
-    clip: float | None,
-    pads_count: bool,
-    quiet: bool,
-    standing: Standing,
-    after_step: Callable[[], None] | None,
-    ranks: Alone,
-) -> dict[str, float]:
-    """What is left of the epoch under way; its metrics. `standing` is then before the next one."""
-    clock = time.perf_counter()
+    def fit(self, epochs: int, patience: int) -> Iterator[tuple[dict[str, float], bool]]:
+        """Yield each epoch's metrics and whether it is the best so far; afterwards `model` has the best weights.
 
-    def between() -> None:
-        nonlocal clock
-        standing.seconds += time.perf_counter() - clock
-        if after_step is not None:
-            after_step()  # which may save, and is not training
+        Stops after `epochs`, or after `patience` epochs in a row without a better validation loss. Raises Diverged,
+        with the best weights so far in `model`.
+        """
+        state = self.state
+        try:
+            while len(state.lines) < epochs and state.epochs_without_improvement < patience:
+                state.lines.append(self._epoch())
+                improved = state.epochs_without_improvement == 0
+                if improved:
+                    state.best_weights = self.model.state_dict()
+                yield state.lines[-1], improved
+        except FloatingPointError as error:
+            what = f"training diverged after {self.schedule.optimizer.steps} steps: {_culprit(self.model) or error}"
+            raise Diverged(f"{what}; try a smaller learning rate") from error
+        finally:
+            self.model.load_state_dict(state.best_weights)
+
+    def _epoch(self) -> dict[str, float]:
+        """Train the rest of the current epoch, then validate; its metrics. `state` is then ready for the next epoch."""
+        model, schedule, state, ranks = self.model, self.schedule, self.state, self.ranks
+        rng, running, epoch = copy.deepcopy(state.rng), state.running, len(state.lines) + 1
+        batches = self.task.train(rng, running.batches)
+        ranks.broadcast_parameters(schedule.optimizer.params)  # another processor may have rounded differently
+        progress = Progress(
+            **{"total": self.task.steps, "initial": running.batches, "desc": f"epoch {epoch}", "unit": "step"},
+            **{"leave": False, "disable": self.quiet},
+        )
         clock = time.perf_counter()
+        with progress, np.errstate(over="ignore", invalid="ignore"):  # infinities are found and reported below
+            for batch in batches:
+                running.add(train_step(model, schedule, batch, self.clip, ranks), batch)
+                progress.update()
+                if schedule.steps % 10 == 0 and not self.quiet:  # reading the loss makes the host wait for a GPU
+                    progress.set_postfix_str(f"{running.loss:.3f} nats/char", refresh=False)
+                state.seconds += time.perf_counter() - clock
+                self.after_step()  # it may save, which is not training
+                clock = time.perf_counter()
+            train_loss = running.loss  # read before the clock: by then a GPU has finished
+            seconds = state.seconds + time.perf_counter() - clock
+            validation = evaluate(model, self.task.validation, ranks)
+        _check_loss(train_loss, validation.loss, math.log(len(self.task.vocabulary)))
+        state.rng, state.running, state.seconds = rng, RunningLoss(), 0.0
+        line = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "validation_loss": validation.loss,
+            "validation_perplexity": perplexity(validation.loss),
+            "seconds": seconds,  # of training alone, without validation
+            "chars_per_second": running.targets / seconds,
+        }
+        if self.pads_count:
+            line["report_cross_entropy"] = validation.loss_with_pads
+            line["report_perplexity"] = 2**validation.loss_with_pads
+        return line
 
-    rng, train = copy.deepcopy(standing.rng), standing.mean
-    batches = task.train(rng, train.batches)
-    epoch = len(standing.lines) + 1
-    progress = Progress(
-        total=task.steps, initial=train.batches, desc=f"epoch {epoch}", unit="step", leave=False, disable=quiet
-    )
-    ranks.take_firsts(schedule.optimizer.params)  # other processors may round otherwise
-    with progress, np.errstate(over="ignore", invalid="ignore"):  # infinities are looked for and told
-        train_epoch(model, schedule, batches, clip, progress, train, between, ranks)
-        train_loss = train.loss  # read before the clock: a GPU has finished then
-        seconds = standing.seconds + time.perf_counter() - clock
-        validation = evaluate(model, task.validation, ranks)
-    if not math.isfinite(train_loss + validation.loss):
+
+def _check_loss(train: float, validation: float, even: float) -> None:
+    """FloatingPointError for a loss that is not finite, or HOPELESS times `even`, that of guessing evenly."""
+    if not math.isfinite(train + validation):
         raise FloatingPointError("the loss is not finite")
-    even = math.log(len(task.vocabulary))
-    if train_loss > HOPELESS * even:
-        raise FloatingPointError(f"the loss is {train_loss:.3g} nats/char, and guessing evenly has {even:.3g}")
-    standing.rng, standing.mean, standing.seconds = rng, Mean(), 0.0
-    line = {
-        "epoch": epoch,
-        "train_loss": train_loss,
-        "validation_loss": validation.loss,
-        "validation_perplexity": perplexity(validation.loss),
-        "seconds": seconds,
-        "chars_per_second": train.targets / seconds,
-    }
-    if pads_count:
-        line["report_cross_entropy"] = validation.loss_with_pads
-        line["report_perplexity"] = 2**validation.loss_with_pads
-    return line
+    if train > HOPELESS * even:
+        raise FloatingPointError(f"the loss is {train:.3g} nats/char, and guessing evenly has {even:.3g}")
 
 
 def _culprit(model: PoemModel) -> str:
@@ -242,21 +218,21 @@ def _culprit(model: PoemModel) -> str:
     return ""
 
 
-def held_out_figures(model: PoemModel, task: Task, ranks: Alone = ALONE) -> dict[str, float]:
+def held_out_figures(model: PoemModel, task: Task, ranks: SingleProcess = SINGLE_PROCESS) -> dict[str, float]:
     """The figures on the test part, which (but under the report's protocol) nothing else has looked at.
 
     Where there are poems of more than MAX_LENGTH characters, the shorter ones, if the part has any, have figures of
     their own, so that models with different limits can be compared.
     """
     every, short, unknowns = Sums(), Sums(), 0
-    for batch in ranks.mine(task.test):
+    for batch in ranks.shard(task.test):
         mean = evaluate(model, [batch])
         every.add(mean.nats, mean.targets, mean.poems)
         if mean.targets <= MAX_LENGTH + 1:  # the end is a target too
             short.add(mean.nats, mean.targets, mean.poems)
         unknowns += int((batch.targets == task.vocabulary.ids[UNKNOWN]).sum())
-    every, short = (Sums(*ranks.sum(list(vars(sums).values()))) for sums in (every, short))
-    (unknowns,) = ranks.sum([unknowns])
+    every, short = (Sums(*ranks.all_reduce(list(vars(sums).values()))) for sums in (every, short))
+    (unknowns,) = ranks.all_reduce([unknowns])
     figures = every.figures("test")
     figures |= {"vocabulary_size": len(task.vocabulary), "unknown_rate": unknowns / every.targets}
     figures |= every.errors("test")

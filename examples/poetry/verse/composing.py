@@ -16,7 +16,7 @@ from corpus.line_index import LineIndex
 from corpus.vocabulary import BEGIN, END, Vocabulary
 from model import PoemModel
 from verse.plans import Impossible, Plan
-from verse.readings import Sounds
+from verse.readings import Readings
 from verse.rules import Rules
 
 import numpy as np
@@ -80,7 +80,7 @@ class Choice(NamedTuple):
 def compose(
     model: PoemModel,
     vocabulary: Vocabulary,
-    sounds: Sounds,
+    readings: Readings,
     plan: Plan,
     count: int,
     *,
@@ -97,7 +97,7 @@ def compose(
     Impossible is raised if a poem has none left.
     """
     candidates = candidates or (KEYWORD_CANDIDATES if plan.spots else CANDIDATES)
-    task = partial(_compose, model, vocabulary, sounds, plan, count, choice, candidates, index, no_copy, rng)
+    task = partial(_compose, model, vocabulary, readings, plan, count, choice, candidates, index, no_copy, rng)
     # In `run` BLAS is held to one thread: steps of this size gain nothing from more, and lose much on a busy machine.
     return threads.run([task])[0]
 
@@ -105,7 +105,7 @@ def compose(
 def _compose(
     model: PoemModel,
     vocabulary: Vocabulary,
-    sounds: Sounds,
+    readings: Readings,
     plan: Plan,
     count: int,
     choice: Choice,
@@ -118,7 +118,9 @@ def _compose(
     candidates = 1 if choice.argmax else candidates  # they would all be the same
     rows = count * candidates
     spots = rng.integers(1 if choice.argmax else len(plan.spots), size=rows) if plan.spots else np.full(rows, -1)
-    writer = _Writer(model, vocabulary, Rules(plan, vocabulary, sounds, spots, index if no_copy else None), choice, rng)
+    writer = _Writer(
+        model, vocabulary, Rules(plan, vocabulary, readings, spots, index if no_copy else None), choice, rng
+    )
     for line in range(plan.form.lines):
         for column in range(plan.form.width):
             writer.character((line, column))

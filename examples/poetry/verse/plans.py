@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from corpus.line_index import LineIndex
 from verse.prosody import COMMA, FREE, STARTS, STOP, Form, rhymes_at
-from verse.readings import Sounds, is_character, level_groups, rhymes, tones
+from verse.readings import Readings, is_character, level_groups, rhymes, tones
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Plan:
 def plan(
     form: Form,
     tokens: Sequence[str],
-    sounds: Sounds,
+    readings: Readings,
     *,
     start: str = "",
     acrostic: str = "",
@@ -51,10 +51,10 @@ def plan(
             raise Impossible(f"--form {form.short} needs the mark {mark}, which the model never met")
     _check_lines(form, fixed, index)
     groups = tuple(range(len(level_groups()))) if rhyme is None else (level_groups().index(rhyme),)
-    found = _narrowed(Plan(form, fixed, tuple(range(len(STARTS))), groups, origin=origin), tokens, sounds, rhyme)
+    found = _narrowed(Plan(form, fixed, tuple(range(len(STARTS))), groups, origin=origin), tokens, readings, rhyme)
     if not keyword or _stands(form, fixed, keyword):
         return found
-    return _with_keyword(replace(found, keyword=keyword), tokens, sounds, rhyme, index)
+    return _with_keyword(replace(found, keyword=keyword), tokens, readings, rhyme, index)
 
 
 def find_rhyme(text: str) -> str:
@@ -117,7 +117,7 @@ def _check_lines(form: Form, fixed: dict[Place, str], index: LineIndex | None) -
         seen.add(text)
 
 
-def _narrowed(asked: Plan, tokens: Sequence[str], sounds: Sounds, rhyme: str | None) -> Plan:
+def _narrowed(asked: Plan, tokens: Sequence[str], readings: Readings, rhyme: str | None) -> Plan:
     """The plan with the ways and rhyme groups that are really open; Impossible if there are none."""
     templates = asked.form.templates()
     clashes = {way: _clash(templates[way], asked.fixed) for way in asked.ways}
@@ -126,7 +126,7 @@ def _narrowed(asked: Plan, tokens: Sequence[str], sounds: Sounds, rhyme: str | N
         places = sorted({clash for clash in clashes.values() if clash is not None})
         text = ", ".join(_describe(asked, place) for place in places)
         raise Impossible(f"no tone pattern of {asked.form.short} has room for {text}")
-    open_groups = {way: _groups(asked, templates[way], tokens, sounds) for way in ways}
+    open_groups = {way: _groups(asked, templates[way], tokens, readings) for way in ways}
     ways = tuple(way for way in ways if open_groups[way])
     if not ways:
         raise Impossible(_why_no_rhyme(asked, rhyme))
@@ -161,7 +161,7 @@ def _describe(asked: Plan, place: Place) -> str:
     return f"{character} ({option}; {tone}) as character {place[1] + 1} of line {place[0] + 1}"
 
 
-def _groups(asked: Plan, template: list[str], tokens: Sequence[str], sounds: Sounds) -> set[int]:
+def _groups(asked: Plan, template: list[str], tokens: Sequence[str], readings: Readings) -> set[int]:
     """The rhyme groups in which every line can get an ending of its own, so that no two lines are the same."""
     last = asked.form.width - 1
     fixed = {line: asked.fixed[line, last] for line in range(asked.form.lines) if (line, last) in asked.fixed}
@@ -169,10 +169,10 @@ def _groups(asked: Plan, template: list[str], tokens: Sequence[str], sounds: Sou
     rhyming = [line for line in range(asked.form.lines) if rhymes_at(template, line)]
     wanted = sum(line not in fixed for line in rhyming)
     others = asked.form.lines - len(fixed) - wanted
-    oblique = sounds.oblique & unused
+    oblique = readings.oblique & unused
     found = set()
     for group in asked.groups:
-        name, rhyme = level_groups()[group], sounds.rhymes[group] & unused
+        name, rhyme = level_groups()[group], readings.rhymes[group] & unused
         fits = all(name in rhymes(fixed[line]) for line in rhyming if line in fixed)
         # Hall's condition: then the endings can be told apart, whichever character is read in which way
         enough = rhyme.sum() >= wanted and oblique.sum() >= others and (rhyme | oblique).sum() >= wanted + others
@@ -187,7 +187,7 @@ def _stands(form: Form, fixed: dict[Place, str], keyword: str) -> bool:
 
 
 def _with_keyword(
-    asked: Plan, tokens: Sequence[str], sounds: Sounds, rhyme: str | None, index: LineIndex | None
+    asked: Plan, tokens: Sequence[str], readings: Readings, rhyme: str | None, index: LineIndex | None
 ) -> Plan:
     """The plan with the places where the keyword may stand; at a line's end only if there is no other."""
     form, keyword = asked.form, asked.keyword
@@ -210,7 +210,7 @@ def _with_keyword(
     for fixed in endings:
         try:
             _check_lines(form, fixed, index)
-            return _narrowed(replace(asked, fixed=fixed), tokens, sounds, rhyme)
+            return _narrowed(replace(asked, fixed=fixed), tokens, readings, rhyme)
         except Impossible as error:
             reason = f": {error}"
     sound = "、".join(f"{c} {''.join(sorted(tones(c))) or '?'}" for c in keyword)

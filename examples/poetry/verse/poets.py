@@ -14,7 +14,7 @@ from verse import request, writing
 from verse.composing import CANDIDATES, FAR, KEYWORD_CANDIDATES, Choice, Poem, compose
 from verse.free_verse import MARKS, FreeVerse, no_mark_after
 from verse.plans import Impossible, plan
-from verse.readings import sounds
+from verse.readings import readings_of
 from verse.rules import Rules
 from verse.scoring import log_probabilities
 
@@ -58,11 +58,11 @@ class Regulated:
     def __init__(self, args: Namespace, model: PoemModel, vocabulary: Vocabulary, index: LineIndex | None) -> None:
         self.args, self.model, self.vocabulary, self.index = args, model, vocabulary, index
         self.forbidden = index if args.no_copy else None
-        self.sounds = sounds(vocabulary.tokens)
+        self.readings = readings_of(vocabulary.tokens)
         self.plan = plan(
             args.form,
             vocabulary.tokens,
-            self.sounds,
+            self.readings,
             start=args.start,
             acrostic=args.acrostic,
             rhyme=args.rhyme,
@@ -79,7 +79,7 @@ class Regulated:
             yield compose(
                 self.model,
                 self.vocabulary,
-                self.sounds,
+                self.readings,
                 self.plan,
                 count,
                 choice=choice,
@@ -97,7 +97,7 @@ class RegulatedReferee:
 
     def __init__(self, poet: Regulated, poem: Poem) -> None:
         self.form, self.vocabulary = poet.plan.form, poet.vocabulary
-        self.rules = Rules(poet.plan, poet.vocabulary, poet.sounds, np.array([poem.spot]), poet.forbidden)
+        self.rules = Rules(poet.plan, poet.vocabulary, poet.readings, np.array([poem.spot]), poet.forbidden)
         self.place = 0
 
     def allowed(self) -> tuple[np.ndarray, str]:

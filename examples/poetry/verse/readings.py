@@ -20,7 +20,7 @@ LEVEL_TONES = ("上平聲", "下平聲")
 LOST = "囗"  # stands in the corpus where a character is lost
 
 
-class Sounds(NamedTuple):
+class Readings(NamedTuple):
     """What each of V tokens may stand for; a token that is no character with a known reading is False in all but
     `characters`."""
 
@@ -70,11 +70,11 @@ def is_character(token: str) -> bool:
     return len(token) == 1 and unicodedata.category(token) == "Lo" and token != LOST
 
 
-def sounds(tokens: Sequence[str]) -> Sounds:
+def readings_of(tokens: Sequence[str]) -> Readings:
     """The readings of a vocabulary's tokens as arrays."""
     groups = level_groups()
     rows = {group: row for row, group in enumerate(groups)}
-    found = Sounds(
+    found = Readings(
         characters=np.array([is_character(token) for token in tokens], bool),
         level=np.zeros(len(tokens), bool),
         oblique=np.zeros(len(tokens), bool),

@@ -114,7 +114,7 @@ def index_at_hand(model: Path) -> LineIndex | None:
         return None  # it only makes copied lines rarer; --no-copy is the one to complain
 
 
-def line_index(model: Path, facts: dict[str, Any]) -> LineIndex:
+def line_index(model: Path, metadata: dict[str, Any]) -> LineIndex:
     """The lines that the model was trained on: from the file beside it, else from the corpus, and then put there."""
     path = model.parent / FILE
     if path.exists():
@@ -127,10 +127,10 @@ def line_index(model: Path, facts: dict[str, Any]) -> LineIndex:
         texts,
     )
 
-    arguments = facts.get("arguments") or {}
+    arguments = metadata.get("arguments") or {}
     if arguments.get("prepared") is not None:
         raise cli.UsageError("--no-copy needs the lines that the model was trained on, and prepare.py keeps none")
-    longest = facts.get("max_length")
+    longest = metadata.get("max_length")
     cli.note(f"--no-copy reads the corpus once, for {path}")
     try:
         if arguments.get("text") is not None:

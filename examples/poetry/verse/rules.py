@@ -14,7 +14,7 @@ from corpus.line_index import LineIndex, begin, extend, token_codes
 from corpus.vocabulary import Vocabulary
 from verse.plans import Place, Plan
 from verse.prosody import FREE, rhymes_at
-from verse.readings import LEVEL, OBLIQUE, Sounds, level_groups
+from verse.readings import LEVEL, OBLIQUE, Readings, level_groups
 
 import numpy as np
 
@@ -33,12 +33,12 @@ class Rules:
         self,
         plan: Plan,
         vocabulary: Vocabulary,
-        sounds: Sounds,
+        readings: Readings,
         spots: np.ndarray | None = None,
         index: LineIndex | None = None,
     ) -> None:
         """`spots` (rows,) are places in plan.spots, one for each candidate; one row without a keyword if None."""
-        self.plan, self.ids, self.sounds, self.index = plan, vocabulary.ids, sounds, index
+        self.plan, self.ids, self.readings, self.index = plan, vocabulary.ids, readings, index
         rows = 1 if spots is None else len(spots)
         self.spots = np.full(rows, -1) if spots is None or not plan.spots else spots
         templates = plan.form.templates()
@@ -49,16 +49,16 @@ class Rules:
             self.ways[row, list(plan.ways if spot < 0 else plan.spots[spot][1])] = True
         self.groups = np.zeros((rows, len(level_groups())), bool)
         self.groups[:, list(plan.groups)] = True
-        self.classes = _classes(sounds)
-        self.rhymes = sounds.rhymes.astype(np.float32)  # (G, V)
+        self.classes = _classes(readings)
+        self.rhymes = readings.rhymes.astype(np.float32)  # (G, V)
 
         width, lines = plan.form.width, plan.form.lines
         self.endings = {line: plan.fixed[line, width - 1] for line in range(lines) if (line, width - 1) in plan.fixed}
         self.used = np.zeros((rows, len(vocabulary)), bool)  # endings that are taken
         self.used[:, [self.ids[character] for character in self.endings.values()]] = True
         unused = ~self.used[0]
-        self.rhyming_left = np.tile((sounds.rhymes & unused).sum(axis=1), (rows, 1))  # (rows, G)
-        self.oblique_left = np.full(rows, (sounds.oblique & unused).sum())
+        self.rhyming_left = np.tile((readings.rhymes & unused).sum(axis=1), (rows, 1))  # (rows, G)
+        self.oblique_left = np.full(rows, (readings.oblique & unused).sum())
         self.times = np.zeros(self.used.shape, np.int8)  # how often each token stands in the poem
         self.line = np.full((rows, width), -1)  # the line that is being written
         self.found = np.zeros(rows, bool)  # candidates whose keyword stands already
@@ -111,9 +111,9 @@ class Rules:
     def advance(self, place: Place, tokens: np.ndarray) -> None:
         """Take note of the tokens (rows,) that were put there; each must have been allowed."""
         line, column = place
-        needs, sounds = self.needs[:, line, column], self.sounds
-        fits = (needs == NEEDS[FREE]) | ((needs == NEEDS[LEVEL]) & sounds.level[tokens][:, None])
-        fits |= (needs == NEEDS[OBLIQUE]) & sounds.oblique[tokens][:, None]
+        needs, readings = self.needs[:, line, column], self.readings
+        fits = (needs == NEEDS[FREE]) | ((needs == NEEDS[LEVEL]) & readings.level[tokens][:, None])
+        fits |= (needs == NEEDS[OBLIQUE]) & readings.oblique[tokens][:, None]
         self.ways &= fits
         self.line[:, column] = tokens
         self.times[np.arange(len(tokens)), tokens] += 1
@@ -161,15 +161,15 @@ class Rules:
         if rhyme.any():
             open_groups, scarce = self._after_rhyme(line)
             tokens |= ((open_groups & rhyme[:, None]).astype(np.float32) @ self.rhymes) > 0
-            tokens &= ~(scarce[:, None] & self.sounds.oblique)
+            tokens &= ~(scarce[:, None] & self.readings.oblique)
         oblique = self._oblique_here(line)
         if oblique.any():
             open_groups, tight = self._after_oblique(line)
             loose = oblique & (open_groups & ~tight).any(axis=1)
-            tokens |= loose[:, None] & self.sounds.oblique
+            tokens |= loose[:, None] & self.readings.oblique
             rows = np.flatnonzero(oblique & ~loose)
             spared = (tight[rows].astype(np.float32) @ (1 - self.rhymes)) > 0
-            tokens[rows] |= spared & self.sounds.oblique
+            tokens[rows] |= spared & self.readings.oblique
         return tokens & ~self.used
 
     def _rhymes_here(self, line: int) -> np.ndarray:
@@ -182,10 +182,10 @@ class Rules:
 
     def _end(self, line: int, tokens: np.ndarray) -> None:
         """A line ended in `tokens`: settle whether the first one rhymes, and keep the groups that are open then."""
-        oblique = self._oblique_here(line) & self.sounds.oblique[tokens]
+        oblique = self._oblique_here(line) & self.readings.oblique[tokens]
         after_rhyme, _ = self._after_rhyme(line)
         after_oblique, tight = self._after_oblique(line)
-        theirs = self.sounds.rhymes[:, tokens].T  # (rows, G)
+        theirs = self.readings.rhymes[:, tokens].T  # (rows, G)
         after_oblique &= ~(tight & theirs)
         after_rhyme &= theirs
         fixed = line in self.endings
@@ -198,16 +198,16 @@ class Rules:
             rows = np.arange(len(tokens))
             self.used[rows, tokens] = True
             self.rhyming_left -= theirs
-            self.oblique_left -= self.sounds.oblique[tokens]
+            self.oblique_left -= self.readings.oblique[tokens]
 
 
-def _classes(sounds: Sounds) -> np.ndarray:
+def _classes(readings: Readings) -> np.ndarray:
     """(8, V): the tokens that may stand where the open ways together need this set of `NEEDS`."""
     return np.array(
         [
-            (sounds.characters & bool(needs & NEEDS[FREE]))
-            | (sounds.level & bool(needs & NEEDS[LEVEL]))
-            | (sounds.oblique & bool(needs & NEEDS[OBLIQUE]))
+            (readings.characters & bool(needs & NEEDS[FREE]))
+            | (readings.level & bool(needs & NEEDS[LEVEL]))
+            | (readings.oblique & bool(needs & NEEDS[OBLIQUE]))
             for needs in range(8)
         ]
     )
