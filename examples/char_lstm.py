@@ -1,13 +1,14 @@
-"""Learn to write like a text, one character after the other.
+"""A character LSTM in one file: reads a text, learns to continue it, and after every epoch shows how it would.
 
     python examples/char_lstm.py input.txt
 
-Two LSTMs read the text as `batch_size` streams at once, `steps` characters at a time. Backpropagation is truncated: each
-chunk starts from the state that the one before it ended with, but no gradient flows back into that one.
+The text is cut into streams that are read side by side, a chunk of steps at a time. A chunk starts from the LSTM state
+that the one before ended with, but no gradient flows back into that one: truncated backpropagation through time.
 """
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -15,103 +16,85 @@ import minidl
 
 
 class CharLSTM(minidl.Layer):
-    """Embedding, LSTMs with dropout after each, and a projection to the next character's logits."""
+    """From each character to the logits of the next one: embedding, LSTM, dropout, projection."""
 
-    def __init__(self, vocabulary_size, hidden_size, layers, dropout, backend, rng):
-        where = {"backend": backend, "rng": rng}
-        self.embedding = minidl.Embedding(vocabulary_size, hidden_size // 4, **where)
-        sizes = [hidden_size // 4] + [hidden_size] * layers
-        self.lstms = [minidl.LSTM(*pair, **where) for pair in zip(sizes, sizes[1:])]
-        self.dropouts = [minidl.Dropout(dropout, rng=rng) for _ in self.lstms]
-        self.head = minidl.LinearCrossEntropy(hidden_size, vocabulary_size, **where)
-        for lstm in self.lstms:
-            lstm.bias.data[hidden_size : 2 * hidden_size] = 1  # forget gates start open
+    def __init__(self, characters, hidden_size, dropout, backend, rng):
+        self.embedding = minidl.Embedding(characters, 64, backend=backend, rng=rng)
+        self.lstm = minidl.LSTM(64, hidden_size, backend=backend, rng=rng)
+        self.dropout = minidl.Dropout(dropout, rng=rng)
+        self.head = minidl.LinearCrossEntropy(hidden_size, characters, backend=backend, rng=rng)
+        self.lstm.bias.data[hidden_size : 2 * hidden_size] = 1  # forget gates start open
 
-    def forward_backward(self, x, targets, states):
-        """The loss in nats a character, and the states after the chunk; adds the gradient to every parameter's."""
-        h, embedding_cache = self.embedding.forward(x.data, x)
-        caches, after = [], []
-        for lstm, dropout, state in zip(self.lstms, self.dropouts, states):
-            h, lstm_cache = lstm.forward(h, x, state)
-            h, dropout_cache = dropout.forward(h, x)
-            caches.append((lstm_cache, dropout_cache))
-            after.append(lstm_cache.state)
+    def forward_backward(self, inputs, targets, state):
+        """The loss, and the state after the chunk; adds the loss's gradient to every parameter's."""
+        x, embedding_cache = self.embedding.forward(inputs.data, inputs)
+        y, lstm_cache = self.lstm.forward(x, inputs, state)
+        h, dropout_cache = self.dropout.forward(y, inputs)
         loss, dh = self.head.forward_backward(h, targets.data)
-        for lstm, dropout, (lstm_cache, dropout_cache) in zip(self.lstms[::-1], self.dropouts[::-1], caches[::-1]):
-            dh = lstm.backward(dropout.backward(dh, dropout_cache), lstm_cache)
-        self.embedding.backward(dh, embedding_cache)
-        return loss, after
+        dy = self.dropout.backward(dh, dropout_cache)
+        self.embedding.backward(self.lstm.backward(dy, lstm_cache), embedding_cache)
+        return loss, lstm_cache.state
 
-    def loss(self, x, targets, states):
-        h, after = self.embedding(x.data, x), []
-        for lstm, state in zip(self.lstms, states):
-            h, cache = lstm.forward(h, x, state)
-            after.append(cache.state)
-        return self.head(h, targets.data), after
+    def loss(self, inputs, targets, state):
+        """The loss without dropout, and the state after the chunk."""
+        y, cache = self.lstm.forward(self.embedding(inputs.data, inputs), inputs, state)
+        return self.head(y, targets.data), cache.state
 
-    def write(self, start, length, temperature, rng):
-        """`start` and `length` ids more."""
-        ids, states = list(start), [None] * len(self.lstms)
-        for n in range(len(start) + length - 1):
-            h = self.embedding(np.array(ids[n : n + 1]))
-            for layer, lstm in enumerate(self.lstms):
-                states[layer] = lstm.step(h, states[layer])
-                h = states[layer][0]
-            if n + 1 == len(ids):
-                ids.append(int(minidl.sample(self.head.logits(h), temperature, rng=rng)[0]))
-        return ids
+    def write(self, ids, state, length, rng):
+        """Yield characters to follow `ids`, an array of one, each drawn by its probability."""
+        for _ in range(length):
+            state = self.lstm.step(self.embedding(ids), state)
+            ids = minidl.sample(self.head.logits(state[0]), temperature=0.8, rng=rng)
+            yield ids[0]
 
 
-def chunks(ids, streams, steps, backend, offset=0):
-    """Inputs and targets, the next characters, of `streams` equal parts of the text, `steps` characters at a time."""
-    length = (len(ids) - 1 - offset) // streams
-    starts = offset + length * np.arange(streams)
-    for at in range(0, length, steps):
-        lengths = np.full(streams, min(steps, length - at))
-        yield tuple(minidl.pack_rows(ids, starts + at + shift, lengths, backend) for shift in (0, 1))
+def chunks(ids, streams, steps, backend):
+    """[inputs, targets] of all streams, `steps` characters at a time; a target is the character that follows."""
+    length = (len(ids) - 1) // streams
+    for t in range(0, length, steps):
+        starts, lengths = t + length * np.arange(streams), np.full(streams, min(steps, length - t))
+        yield [minidl.pack_rows(ids, starts + ahead, lengths, backend) for ahead in (0, 1)]
 
 
-def main():
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("text")
-    parser.add_argument("--backend", default="numpy")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--hidden-size", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.004)
-    parser.add_argument("--dropout", type=float, default=0.2)
-    parser.add_argument("--wd", type=float, default=0.01)
-    parser.add_argument("--clip", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    text = open(args.text, encoding="utf-8").read()
-    characters = sorted(set(text))
-    ids = np.array([characters.index(c) for c in text], np.int32)
-    train, validation = ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
-    rng = np.random.default_rng(args.seed)
-    model = CharLSTM(len(characters), args.hidden_size, args.layers, args.dropout, args.backend, rng)
-    optimizer = minidl.AdamW(model.parameters(), args.lr, weight_decay=args.wd)
-    per = -(-((len(train) - 1) // args.batch_size) // args.steps)
-    schedule = minidl.OneCycle(optimizer, args.lr, args.epochs * per)
-    print(sum(p.data.size for p in model.parameters()), "weights", per, "steps an epoch")
-    start = time.perf_counter()
+def train(args):
+    rng, start = np.random.default_rng(args.seed), time.perf_counter()
+    characters, ids = np.unique(list(args.text.read_text(encoding="utf-8")), return_inverse=True)
+    if min(args.batch_size, args.steps) < 1 or len(ids) < 20 * max(args.batch_size, 16):
+        raise ValueError(f"{len(ids)} characters are too few for {args.batch_size} streams, in chunks of {args.steps}")
+    reading, held_out = np.split(ids.astype(np.int32), [len(ids) * 9 // 10])  # the last tenth is not learned
+    model = CharLSTM(len(characters), args.hidden_size, args.dropout, args.backend, rng)
+    optimizer = minidl.AdamW(model.parameters(), args.lr)
+    schedule = minidl.OneCycle(optimizer, args.lr, 1 + args.epochs * len(reading) // (args.batch_size * args.steps))
     for epoch in range(args.epochs):
-        states, total, n = [None] * args.layers, 0.0, 0
-        for x, targets in chunks(train, args.batch_size, args.steps, args.backend, int(rng.integers(args.steps))):
-            loss, states = model.forward_backward(x._replace(step=schedule.steps), targets, states)
-            minidl.clip_grad_norm(model.parameters(), args.clip)
+        losses, state = [], None
+        for x, y in chunks(reading[rng.integers(args.steps) :], args.batch_size, args.steps, args.backend):
+            loss, state = model.forward_backward(x._replace(step=schedule.steps), y, state)
+            minidl.clip_grad_norm(optimizer.params, max_norm=1.0)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-            total += loss; n += 1
-        vstates, nats, count = [None] * args.layers, 0.0, 0
-        for x, targets in chunks(validation, 20, 128, args.backend):
-            loss, vstates = model.loss(x, targets, vstates)
-            nats += float(loss) * len(x.data); count += len(x.data)
-        print(f"epoch {epoch+1} train {float(total)/n:.4f} val {nats/count:.4f} {time.perf_counter()-start:.0f} s", flush=True)
-    print("".join(characters[i] for i in model.write([characters.index("\n")], 300, 0.8, rng)))
+            losses.append(loss)
+        validation, state = 0.0, None
+        for x, y in chunks(held_out, 16, 256, args.backend):
+            loss, state = model.loss(x, y, state)
+            validation += float(loss) * len(x.data) / (16 * ((len(held_out) - 1) // 16))
+        training, seconds = float(sum(losses)) / len(losses), time.perf_counter() - start
+        print(f"epoch {epoch + 1}: training {training:.3f}, validation {validation:.3f} nats/char, {seconds:.0f} s")
+        print("".join(characters[id] for id in model.write(y.data[-1:], [s[-1:] for s in state], 300, rng)), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("text", type=Path, help="a file in UTF-8, best of a million characters")
+    parser.add_argument("--backend", default="numpy", choices=["numpy", "cupy"], help="cupy: an NVIDIA GPU")
+    parser.add_argument("--epochs", type=int, default=12, help="how often the text is read")
+    parser.add_argument("--batch-size", type=int, default=64, help="streams that are read side by side")
+    parser.add_argument("--steps", type=int, default=64, help="characters of a chunk")
+    parser.add_argument("--hidden-size", type=int, default=256, help="units of the LSTM")
+    parser.add_argument("--dropout", type=float, default=0.3, help="share of them that a step leaves out")
+    parser.add_argument("--lr", type=float, default=0.006, help="the highest learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    try:
+        train(parser.parse_args())
+    except (OSError, ValueError, minidl.BackendError) as error:
+        parser.error(" ".join(str(error).split()))
