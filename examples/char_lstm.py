@@ -79,7 +79,7 @@ def train(args):
             loss, state = model.loss(x, y, state)
             validation += float(loss) * len(x.data) / (16 * ((len(held_out) - 1) // 16))
         training, seconds = float(sum(losses)) / len(losses), time.perf_counter() - start
-        print(f"epoch {epoch + 1}: training {training:.3f}, validation {validation:.3f} nats/char, {seconds:.0f} s")
+        print(f"epoch {epoch + 1}: training {training:.3f}, validation {validation:.3f} nats/char, {seconds:.1f} s")
         print("".join(characters[id] for id in model.write(y.data[-1:], [s[-1:] for s in state], 300, rng)), flush=True)
 
 
@@ -92,7 +92,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=64, help="characters of a chunk")
     parser.add_argument("--hidden-size", type=int, default=256, help="units of the LSTM")
     parser.add_argument("--dropout", type=float, default=0.3, help="share of them that a step leaves out")
-    parser.add_argument("--lr", type=float, default=0.006, help="the highest learning rate")
+    parser.add_argument("--lr", type=float, default=0.008, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     try:
         train(parser.parse_args())

@@ -25,7 +25,7 @@ from common import cli
 from common.atomic_files import new_folder, write_text
 from common.progress import Progress
 from corpus import tang, texts
-from corpus.prepared import METADATA, KIND, PARTS, VERSION
+from corpus.prepared import KIND, METADATA, PARTS, VERSION
 from corpus.vocabulary import BEGIN, END, UNKNOWN, Vocabulary, code_points
 from learning import settings
 

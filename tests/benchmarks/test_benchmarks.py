@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import runpy
@@ -25,9 +26,11 @@ import side_floor  # noqa: E402
 import sizes  # noqa: E402
 from results import Question, Ratio  # noqa: E402
 
+import minidl  # noqa: E402
+
 GPU = ("device_calls", "gpu")
 PROGRAMS = ("train_step", "profile_step", "sweep", "poems_epoch", "generate", "memory", "scaling", "plots", *GPU)
-PROGRAMS += ("time_to_perplexity", "distributed", "mapped")
+PROGRAMS += ("time_to_perplexity", "char_lstm", "distributed", "mapped")
 FIELDS = ("ratio", "ratio_is", "ours", "peers", "floor", "unit", "spread", "versions", "cores", "rounds")
 PRETENDING = f"""
 import sys
@@ -370,3 +373,48 @@ def test_the_verdict_is_the_slope_of_the_second_half() -> None:
     result = soak.verdict(samples)
     assert result["kib_per_minute"] == pytest.approx(2048) and result["minutes"] == 2.5
     assert (result["mib_first"], result["mib_last"], result["rounds_last"]) == (10, 53, 5)
+
+
+@pytest.fixture
+def small_text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("the moon rises over the river\n" * 2000, encoding="utf-8")
+    return path
+
+
+SMALL_LSTM = ("--hidden-size", "16", "--batch-size", "16", "--epochs", "3")
+
+
+@pytest.mark.slow
+def test_char_lstm_ends_with_the_epoch_that_reaches_the_bar(small_text: Path) -> None:
+    options = (str(small_text), "--sides", "minidl", *SMALL_LSTM)
+    figures = run_json("char_lstm", *options, "--bar", "99")["figures"]["minidl"]
+    assert figures["epochs"] == 1 and figures["loss"] < 99 and figures["seconds"] >= 0
+    _, err = run("char_lstm", *options, "--bar", "0.1", code=2)
+    assert "char_lstm.py ended with" in err and "not 0.1" in err
+    _, err = run("char_lstm", "nowhere.txt", code=2)
+    assert err == "char_lstm.py: error: there is no file nowhere.txt\n"
+
+
+@pytest.mark.oracle
+def test_the_torch_char_lstm_is_the_same_model(small_text: Path) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import torch_char_lstm
+
+    spec = importlib.util.spec_from_file_location("our_char_lstm", BENCHMARKS.parent / "examples" / "char_lstm.py")
+    assert spec and spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    ours = example.CharLSTM(9, 8, 0.0, "numpy", np.random.default_rng(0))
+    model = torch_char_lstm.CharLSTM(9, 8, 0.0)
+    model.load_state_dict(minidl.interop.to_torch(ours.state_dict()))
+    ids = np.random.default_rng(1).integers(0, 9, 100).astype(np.int32)
+    states: list[Any] = [None, None]
+    for mine, theirs in zip(
+        example.chunks(ids, 3, 8, "numpy"),
+        torch_char_lstm.chunks(torch.from_numpy(ids).long(), 3, 8, "cpu"),
+        strict=True,
+    ):
+        loss, states[0] = ours.loss(*mine, states[0])
+        other, states[1] = model(*theirs, states[1])
+        assert float(loss) == pytest.approx(other.item(), rel=1e-5)
