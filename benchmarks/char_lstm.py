@@ -1,11 +1,11 @@
-"""How long until a character LSTM knows a text as well as --bar says?
+"""How long does a character LSTM train until its validation loss on a text is at most --bar?
 
     python benchmarks/char_lstm.py input.txt
 
-`minidl` is examples/char_lstm.py, `torch` the same file on torch.nn (torch_char_lstm.py): one model, one recipe, the
-same chunks in the same order; each starts from its library's own random weights. A turn runs the program as a user
-would, until the validation loss that it prints is at most --bar; its seconds are the program's own. Options that are
-not named here go to both programs, --epochs or --hidden-size for example.
+`minidl` is examples/char_lstm.py, `torch` the same program on torch.nn (torch_char_lstm.py): the same model, recipe and
+chunks in the same order, each with its library's own random initial weights. A turn runs the program as a user would,
+until the validation loss that it prints is at most --bar; its seconds are those that the program prints. All other
+options, such as --epochs or --hidden-size, are passed to both programs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ LINE = re.compile(r"epoch (\d+): training [\d.]+, validation ([\d.]+) nats/char,
 
 def main() -> None:
     parser = harness.parser(__doc__, rounds=1)
-    parser.add_argument("text", type=Path, help="a file in UTF-8")
-    parser.add_argument("--bar", type=float, default=1.55, help="nats a character to reach (default: 1.55)")
+    parser.add_argument("text", type=Path, help="a UTF-8 text file")
+    parser.add_argument("--bar", type=float, default=1.55, help="loss to reach, nats a character (default: 1.55)")
     args, args.options = parser.parse_known_args()
     if not args.text.is_file():
         raise BenchmarkError(f"there is no file {args.text}")
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def table(question: Question, result: Mapping[str, Any]) -> str:
-    """With the loss, for a side is only done when it has that."""
+    """A row for each side: its seconds, and the epochs and the loss it stopped at."""
     rows = [("", question.unit, "quartiles", "epochs", "nats a character")]
     for side, figures in result["figures"].items():
         low, high = result["spread"][side]
@@ -50,7 +50,7 @@ def table(question: Question, result: Mapping[str, Any]) -> str:
 
 
 def building(name: str, program: Path) -> Callable[[argparse.Namespace], Ready]:
-    """A function that makes the side's turns; it imports the library only so that its version is known."""
+    """A function that builds the side; it imports the library only to report its version."""
 
     def build(args: argparse.Namespace) -> Ready:
         __import__(name)

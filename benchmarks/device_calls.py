@@ -1,12 +1,12 @@
-"""What does a training step ask of a GPU? Kernels, products, copies and waits, counted without one.
+"""How many device calls does a training step make? Kernels, products, copies and waits, counted without a GPU.
 
-    python benchmarks/device_calls.py                     the report's model; --model char and --model word are others
+    python benchmarks/device_calls.py                     the report's model, or --model char, --model word
     python benchmarks/device_calls.py --steps 10 --json
 
-The real CuPy works on tests/emulator, which counts every call and here computes nothing. What the host asks does not
-depend on the device, so the counts are those of a GPU. Counted are a training step of --steps time steps and one of
-twice as many, after some that warm up: what the second has more is due to its time steps, what is left of the first is
-the rest. The host's seconds are what Python and CuPy need to ask; a GPU's driver would add its own.
+The real CuPy runs on tests/emulator, which here counts every call and computes nothing. What the host issues does not
+depend on the device, so the counts are a GPU's. After a warm-up, a training step of --steps time steps is counted, and
+one of twice as many: their difference gives the calls per time step, and what remains of the first is the rest. The
+host's seconds are the time that Python and CuPy take to issue the calls; a GPU's driver would add its own.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from processes import BenchmarkError
 from sizes import BATCHES, Size
 
 EMULATOR = Path(__file__).resolve().parent.parent / "tests" / "emulator"
-CLIP = 1.0  # as examples/poetry/train.py has it
+CLIP = 1.0  # as in examples/poetry/train.py
 PARTS = (
     *("embedding forward", "LSTM forward", "head and loss", "LSTM backward", "embedding backward"),
     *("clipping", "optimizer"),
 )
-# What computes, and then what moves data or waits, by the emulator's names. `device_calls` are the first four together.
+# Calls that compute, then those that move data or wait, by the emulator's names. `device_calls` sums the first four.
 CALLS = ("launches", "products", "copies_on_device", "fills")
 OTHERS = ("copies_to_device", "copies_to_host", "syncs", "allocations")
 COUNTS = ("device_calls", *CALLS, *OTHERS)
@@ -69,7 +69,7 @@ def emulator() -> Any:
 
 
 def count(size: Size) -> dict[str, Any]:
-    """What a training step asks, by part, and the versions: counted by a Python that runs on the emulator."""
+    """A training step's calls by part, and the versions; counted by a Python that runs on the emulator."""
     module = emulator()
     try:
         command, environment = module.python(), module.environment("idle")
@@ -84,7 +84,7 @@ def count(size: Size) -> dict[str, Any]:
 
 
 def serve(size: Size) -> dict[str, Any]:
-    """Be that process."""
+    """Run as that process."""
     import side_minidl
 
     counter = Counter(emulator().trace)
@@ -96,7 +96,7 @@ def serve(size: Size) -> dict[str, Any]:
 
 
 class Counter:
-    """Calls by part: a trace ends at each mark, and the next begins."""
+    """Calls by part: each mark ends a trace and begins the next."""
 
     def __init__(self, trace: Callable[[], AbstractContextManager[Any]]) -> None:
         self.trace = trace
@@ -114,7 +114,7 @@ class Counter:
         return self.parts
 
     def mark(self, part: str) -> None:
-        """`part` has just been done."""
+        """`part` has just ended."""
         if self.open is None:  # warming up
             return
         self.open.__exit__(None, None, None)
@@ -129,7 +129,7 @@ class Counter:
 
 
 def summary(size: Size) -> dict[str, Any]:
-    """What the JSON says; counts by part and of the whole step."""
+    """The JSON result: counts by part and for the complete step."""
     short, long = (count(size._replace(steps=steps)) for steps in (size.steps, 2 * size.steps))
     whole, doubled = with_sum(short["parts"]), with_sum(long["parts"])
     slope = {part: each(lambda a, b: (b - a) / size.steps, whole[part], doubled[part]) for part in whole}
@@ -167,7 +167,7 @@ def each(action: Callable[[int, int], float], a: Mapping[str, int], b: Mapping[s
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """A row for each part: its device calls per time step and besides; then all that it asks in the whole step."""
+    """A row for each part: its device calls, per time step and the rest; then each kind of call in the step."""
     names = (*CALLS, *OTHERS)
     steps = result["steps"]
     titles = [TITLES.get(name, name) for name in names]
@@ -178,7 +178,7 @@ def table(result: Mapping[str, Any]) -> str:
         summed = [f"{counts['device_calls']:,g}" for counts in (of_step, slope, rest)]
         rows.append((part, *summed, *(f"{of_step[name]:,}" for name in names)))
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    host = f"counted on an emulator; to ask for it all, Python and CuPy took {result['host_seconds'] * 1000:.2f} ms"
+    host = f"counted on an emulator; to issue all calls, Python and CuPy took {result['host_seconds'] * 1000:.2f} ms"
     return "\n".join([*results.layout(rows), f"{host}; {result['cores']} cores, {result['cpu']}; {versions}"])
 
 

@@ -1,13 +1,12 @@
-"""What do more ranks bring to train.py --distributed, here and by projection on many machines?
+"""How much faster is train.py --distributed with more ranks, measured here and projected to many machines?
 
     python benchmarks/distributed.py                                     # pip install -e '.[distributed]' for mpiexec
     python benchmarks/distributed.py --json --picture docs/scaling.png > distributed.json
 
-The report's model on rectangular batches, as in train_step.py; steps as train.py makes them. Every turn is a new
+The report's model on rectangular batches, as in train_step.py, with train.py's training step. Every turn is a new
 mpiexec, and a rank has one thread. `1 rank` and `2 ranks` share a batch of 256 (strong scaling), `2 ranks, weak` have
-256 each. `all threads` is one process with the threads of both. The `share` sides are single processes with all
-threads and smaller batches: what a whole machine as one rank would have to compute. projection.py makes curves for
-many machines of them.
+256 each. `all threads` is one process with all threads. The `share` sides are single processes with all threads and
+smaller batches: the work of one rank that has a machine to itself. projection.py projects them to many machines.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from processes import BenchmarkError, Ready, Side
 from results import Question, footer, layout, short
 
 SHARES = (1, 4, 16, 64, 256)
-REPEATS = 20  # all-reduces that are timed on their own
+REPEATS = 20  # all-reduces that are timed separately
 
 
 def main() -> None:
     parser = harness.parser(__doc__, rounds=3)
     sizes.add_options(parser)
-    parser.add_argument("--repeat", type=harness.whole, default=6, help="training steps in a turn (default: 6)")
-    parser.add_argument("--ranks", type=harness.numbers, default=[1, 2], metavar="N,N", help="numbers of ranks (1,2)")
+    parser.add_argument("--repeat", type=harness.whole, default=6, help="training steps per turn (default: 6)")
+    parser.add_argument("--ranks", type=harness.numbers, default=[1, 2], metavar="N,N", help="rank counts (1,2)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw measured and projected scaling (PNG)")
     args = parser.parse_args()
     batch = sizes.chosen(args).batch
     if args.ranks[0] != 1 or len(args.ranks) < 2:
-        raise BenchmarkError(f"--ranks begins with 1 and has one more at least, got {args.ranks}")
+        raise BenchmarkError(f"--ranks must begin with 1 and name at least one more, got {args.ranks}")
     sides = {named(n): ranks_side(n, batch) for n in args.ranks}
     sides |= {f"{named(n)}, weak": ranks_side(n, n * batch) for n in args.ranks[1:]}
     sides["all threads"] = Side(functools.partial(build, batch=batch))
@@ -98,15 +97,15 @@ def build(args: argparse.Namespace, batch: int, distributed: bool = False) -> Re
             "ranks": group.size,
         }
 
-    nats = train_step(model, schedule, whole, 1.0, group)  # warm
+    nats = train_step(model, schedule, whole, 1.0, group)  # warm-up
     if not group.first:
-        turn()  # with the first one, which is asked for it
+        turn()  # joins the turn of the first rank, which gets the request
         sys.exit(0)
     return Ready(turn, [float(nats.real) / len(whole.targets)] if batch == sizes.chosen(args).batch else [])
 
 
 def all_reduce(group: Any, model: Any) -> float:
-    """The median seconds of the two of a step, when all ranks come at once."""
+    """The median seconds of a step's two all-reduces, when all ranks arrive at once."""
     times = []
     for _ in range(REPEATS):
         group.all_reduce([0.0])  # as a barrier
@@ -118,7 +117,7 @@ def all_reduce(group: Any, model: Any) -> float:
 
 
 def table(question: Question, result: Mapping[str, Any], picture: Path | None) -> str:
-    """What was measured, and what follows for more machines."""
+    """The measurements, and the projection to more machines."""
     figures = result["figures"]
     rows = [("", "sequences", "ms a step", "quartiles", "sequences a second", "all-reduces, ms", "MB")]
     for side, of in figures.items():
@@ -149,9 +148,9 @@ def table(question: Question, result: Mapping[str, Any], picture: Path | None) -
 
 
 def projected(machine: projection.Machine) -> list[str]:
-    """Tables from the model, a machine like this one as a rank."""
+    """Tables from the projection, with a machine like this one as a rank."""
     largest = max(machine.seconds)
-    rows = [("projected, one machine a rank", "ranks", "strong", "ring alone", "weak", "overlapped", "half batch")]
+    rows = [("projected, one machine a rank", "ranks", "strong", "ring only", "weak", "overlapped", "half batch")]
     for link in projection.LINKS:
         for ranks in (16, 256, 4096):
             strong = projection.speedup(machine, ranks, 16 * largest, link)
@@ -163,10 +162,10 @@ def projected(machine: projection.Machine) -> list[str]:
             rows.append((link.name, *cells))
     lines = layout(rows)
     lines.append(f"strong: a batch of {16 * largest:,} shared; weak: {largest} a rank")
-    lines.append("half batch: the smallest with which the ranks are half as fast as perfect ones")
+    lines.append("half batch: the smallest with at least half of the perfect speedup")
     for link in projection.LINKS:
         best = [f"{16**k * largest:,}: {projection.most_ranks(machine, 16**k * largest, link):,}" for k in range(4)]
-        lines.append(f"{link.name}, batch and the ranks at which it is done soonest: {', '.join(best)}")
+        lines.append(f"{link.name}, batch and its fastest number of ranks: {', '.join(best)}")
     return lines
 
 

@@ -1,13 +1,13 @@
-"""How fast are poems written, in minidl and in PyTorch?
+"""How fast do minidl and PyTorch write poems?
 
-    python benchmarks/generate.py                  characters a second, one poem after the other
+    python benchmarks/generate.py                  characters a second, one poem at a time
     python benchmarks/generate.py --at-once 256    256 poems side by side
     python benchmarks/generate.py --shell          seconds from starting the program to its first printed poem
 
-A model of the trained one's sizes with random weights writes poems of 49 characters (the end mark is made impossible)
-at temperature 0.7, drawn from all characters. minidl through the functions of examples/poetry, PyTorch through
-torch_generate.py: `torch` with nn.LSTM, `torch-cell` with nn.LSTMCell. With --shell both are programs started anew at
-every turn; `floor` is Python with NumPy alone.
+A model of the report's size with random weights writes poems of 49 characters (the end mark is made impossible),
+sampled at temperature 0.7 from all characters. minidl uses the functions of examples/poetry, PyTorch those of
+torch_generate.py: `torch` with nn.LSTM, `torch-cell` with nn.LSTMCell. With --shell every turn starts the program;
+`floor` is Python that only imports NumPy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ IMPOSSIBLE = -1e9  # the bias of an id that is never drawn
 def main() -> None:
     parser = harness.parser(__doc__, rounds=10)
     parser.add_argument("--at-once", type=harness.whole, default=1, help="poems written side by side (default: 1)")
-    parser.add_argument("--shell", action="store_true", help="measure the whole program, from its start")
+    parser.add_argument("--shell", action="store_true", help="time the program, start-up included")
     args = parser.parse_args()
     if args.shell and args.threads:
         parser.error("--threads does not reach the programs that --shell starts")
@@ -69,7 +69,7 @@ def weights() -> list[np.ndarray]:
 
 
 def ready(write: Any, at_once: int) -> Ready:
-    """`write(count, argmax)` gives poems; those without chance must be the same on both sides."""
+    """`write(count, argmax)` returns poems; with argmax they must be the same on both sides."""
     (poem,) = write(1, True)
     assert len(poem) == LENGTH
     write(at_once, False)
@@ -92,7 +92,7 @@ def minidl_model() -> tuple[Any, Any]:
 
 
 def torch_model(cell: bool = False) -> Any:
-    """PoemModel of torch_generate.py, or with `cell` its faster relative for single steps."""
+    """PoemModel of torch_generate.py or, with `cell`, the variant that is faster at single steps."""
     import torch
     from torch_generate import CellModel, PoemModel
 
@@ -130,7 +130,7 @@ def build_torch(args: argparse.Namespace, cell: bool = False) -> Ready:
 
 
 def started_anew(*command: str) -> Ready:
-    """A turn starts this command and waits for its first line."""
+    """Each turn starts this command and waits for its first line."""
 
     def turn() -> dict[str, float]:
         started = time.perf_counter()
@@ -147,7 +147,7 @@ def started_anew(*command: str) -> Ready:
 
 
 def folder() -> Path:
-    """A temporary one that goes with the process."""
+    """A temporary folder, removed when the process ends."""
     made = tempfile.TemporaryDirectory()
     atexit.register(made.cleanup)
     return Path(made.name)

@@ -1,12 +1,12 @@
-"""How fast does minidl train on a GPU, and where does the time go? For a machine that has one; it never ran on any.
+"""How fast does minidl train on a GPU, and where does the time go? Needs a GPU, and has never run on one.
 
     python benchmarks/gpu.py                                the report's model in batches of 64 to 1024
     python benchmarks/gpu.py --batches 256,4096 --json
 
-Characters a second are of steps that follow each other without a wait. `host` is what the host needed to issue them: a
-step that takes no longer than that is bound by its number of device calls. The parts are timed by CUDA events, in steps
-of their own; a part lasts until the device has done it, waiting for the host included. Device calls are counted by
-device_calls.py, on its emulator. No CPU stands beside it: train_step.py measures that.
+Characters a second are measured over steps without a wait between them. `host` is the time the host needs to issue a
+step: a step that takes no longer than that is bound by its number of device calls. The parts are timed by CUDA events,
+in separate steps; a part lasts until the device has finished it, waiting for the host included. Device calls are
+counted by device_calls.py, on its emulator. There is no comparison with a CPU: train_step.py measures that.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ import minidl
 from minidl.backend import device
 
 BATCHES = [64, 128, 256, 512, 1024]
-SECONDS = 1.0  # a turn lasts about so long
-TIMED = 20  # steps in a turn that are taken apart
+SECONDS = 1.0  # a turn's approximate length
+TIMED = 20  # steps in a turn that are timed by part
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     if args.side:
         serve(sides[args.side], args)
     if args.sides or args.threads:
-        parser.error("--sides and --threads are of the other programs; here --batches choose")
+        parser.error("--sides and --threads are not for this program; choose sides with --batches")
     gpu = facts()
     figures, ran = harness.take_turns(sides, args.rounds, fresh=False)
     best = max(figures, key=lambda side: statistics.median(turn["rate"] for turn in figures[side]))
@@ -61,14 +61,14 @@ def main() -> None:
 
 
 def facts() -> dict[str, Any]:
-    """The GPU, its driver and the CUDA that CuPy was built for. BenchmarkError where there is no GPU."""
+    """The GPU, its driver and the CUDA that CuPy was built for. BenchmarkError if there is no GPU."""
     try:
         cupy: Any = minidl.backend.get("cupy")
     except minidl.BackendError as error:
         raise BenchmarkError(str(error)) from error
     name = device.name(cupy)
     if name == device.EMULATOR:
-        raise BenchmarkError(f"{name}: its seconds say nothing of a GPU's; device_calls.py counts with it")
+        raise BenchmarkError(f"{name}: its timings say nothing about a GPU; device_calls.py counts with it")
     runtime, gpu = cupy.cuda.runtime, cupy.cuda.Device()
     return {
         "name": name,
@@ -80,7 +80,7 @@ def facts() -> dict[str, Any]:
 
 
 def calls(args: argparse.Namespace, batches: list[int], left_out: dict[str, str]) -> dict[str, dict[str, int] | None]:
-    """What a training step asks of the device, by batch; None where there is no emulator to count with."""
+    """A training step's device calls, by batch; None if there is no emulator to count with."""
     counted: dict[str, dict[str, int] | None] = {}
     for batch in batches:
         try:
@@ -93,7 +93,7 @@ def calls(args: argparse.Namespace, batches: list[int], left_out: dict[str, str]
 
 
 class EventClock:
-    """Seconds by part from CUDA events, which the device stamps as it comes past them."""
+    """Seconds by part from CUDA events, which the device timestamps when it reaches them."""
 
     def __init__(self, event: Callable[[], Any], milliseconds: Callable[[Any, Any], float]) -> None:
         self.event, self.milliseconds = event, milliseconds
@@ -101,20 +101,20 @@ class EventClock:
         self.running = False
 
     def begin(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         self.running = True
         self.steps.append([])
         self.mark("")
 
     def mark(self, part: str) -> None:
-        """`part` has just been asked for."""
+        """`part` has just been issued."""
         if self.running:
             stamp = self.event()
             stamp.record()
             self.steps[-1].append((part, stamp))
 
     def medians(self) -> dict[str, float]:
-        """Of the steps since the last call; waits for the device."""
+        """Medians over the steps since the last call; waits for the device."""
         self.running = False
         steps, self.steps = self.steps, []
         steps[-1][-1][1].synchronize()
@@ -126,7 +126,7 @@ class EventClock:
 
 
 def build(args: argparse.Namespace, batch: int) -> Ready:
-    """The training step in batches of `batch`, warm."""
+    """The training step in batches of `batch`, warmed up."""
     import side_minidl
 
     cupy: Any = minidl.backend.get("cupy")
@@ -136,7 +136,7 @@ def build(args: argparse.Namespace, batch: int) -> Ready:
     wait = cupy.cuda.Device().synchronize
 
     def run(count: int) -> tuple[float, float]:
-        """Seconds until `count` steps were issued, and until they were done."""
+        """Seconds until `count` steps were issued, and until they were finished."""
         wait()
         started = time.perf_counter()
         for _ in range(count):
@@ -173,7 +173,7 @@ def table(result: Mapping[str, Any]) -> str:
         ("", *figures),
         ("characters a second", *(short(turn["rate"]) for turn in figures.values())),
         ("device calls a step", *counted("device_calls")),
-        ("launches among them", *counted("launches")),
+        ("of these, launches", *counted("launches")),
     ]
     for name in (STEP, "host", *PARTS):
         rows.append((f"{name} (ms)", *(f"{turn[name] * 1000:.3f}" for turn in figures.values())))

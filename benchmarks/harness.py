@@ -1,8 +1,7 @@
-"""Turns: each side of a comparison is a process of its own, and only one works at a time.
+"""Taking turns: each side of a comparison is a separate process, and only one works at a time.
 
-A program starts itself again for every side (`--side NAME`). That process builds, warms up, says it is ready and
-waits; the program then gives the turn to one after the other, round by round, and each turn answers with one line
-of figures.
+A program starts itself again for every side (`--side NAME`). That process builds, warms up, reports that it is ready
+and waits; the program then gives each side its turn, round by round, and each turn returns one line of figures.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from typing import Any, NoReturn
 import results
 from processes import BenchmarkError, Process, Side, serve
 
-PAUSE = 0.2  # seconds before a turn: the threads of the side before spin a while (OpenBLAS: 30 ms) until they sleep
+PAUSE = 0.2  # seconds before a turn: the previous side's threads spin for a while (OpenBLAS: 30 ms) before they sleep
 POETRY = Path(__file__).resolve().parent.parent / "examples" / "poetry"
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows the description as it is, and tells a wrong argument in one line."""
+    """Shows the description unformatted, and reports a wrong argument in one line."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,11 +37,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """With the options that all programs have."""
+    """A parser with the options that all programs have."""
     made = Parser(description)
-    made.add_argument("--rounds", type=whole, default=rounds, help=f"turns of every side (default: {rounds})")
-    made.add_argument("--sides", metavar="A,B,C", help="these sides alone")
-    made.add_argument("--threads", type=whole, help="threads of every side (default: as each library comes)")
+    made.add_argument("--rounds", type=whole, default=rounds, help=f"turns per side (default: {rounds})")
+    made.add_argument("--sides", metavar="A,B,C", help="only these sides")
+    made.add_argument("--threads", type=whole, help="threads per side (default: each library's own default)")
     made.add_argument("--side", help=argparse.SUPPRESS)
     add_json(made)
     return made
@@ -60,7 +59,7 @@ def whole(text: str) -> int:
 
 
 def numbers(text: str) -> list[int]:
-    """An argparse type: whole numbers with commas between."""
+    """An argparse type: whole numbers, separated by commas."""
     return [whole(part) for part in text.split(",")]
 
 
@@ -72,17 +71,17 @@ def run(
     fresh: bool = False,
     table: Callable[[results.Question, Mapping[str, Any]], str] = results.table,
 ) -> None:
-    """Take all turns, show the table, and print the JSON if it is wanted. `fresh`: a new process for every turn."""
+    """Take all turns, show the table, and print the JSON if requested. `fresh`: a new process for every turn."""
     if args.side:
         serve(sides[args.side], args)
     names = args.sides.split(",") if args.sides else list(sides)
     if unknown := [name for name in names if name not in sides]:
-        raise BenchmarkError(f"there is no side {unknown[0]!r}; choose among {', '.join(sides)}")
+        raise BenchmarkError(f"there is no side {unknown[0]!r}; choose from {', '.join(sides)}")
     figures, facts = take_turns({name: sides[name] for name in names}, args.rounds, fresh)
     if question.ours in facts["left_out"]:
         raise BenchmarkError(f"{question.ours} has no figures: {facts['left_out'][question.ours]}")
     if args.rounds == 0:
-        print(f"{', '.join(figures)}: nothing timed, and what they compute agrees")
+        print(f"{', '.join(figures)}: nothing timed, but their results agree")
         return
     result = results.summary(question, figures)
     result.update(program=Path(sys.argv[0]).stem, arguments=sys.argv[1:], rounds=args.rounds, **facts)
@@ -92,7 +91,7 @@ def run(
 
 
 def take_turns(sides: Mapping[str, Side], rounds: int, fresh: bool) -> tuple[results.Figures, dict[str, Any]]:
-    """The figures of every side that lived through all rounds, and facts for the JSON."""
+    """The figures of every side that survived all rounds, and facts for the JSON."""
     from tqdm import tqdm
 
     names, running = list(sides), dict[str, Process]()
@@ -131,7 +130,7 @@ def take_turns(sides: Mapping[str, Side], rounds: int, fresh: bool) -> tuple[res
             attempt(start, name)
         require_agreement({name: running[name].agree for name in figures})
         for number in range(rounds):
-            shift = number % len(names)  # nobody always comes after the same neighbour
+            shift = number % len(names)  # so that no side always follows the same one
             for name in [*names[shift:], *names[:shift]]:
                 progress.set_description(name)
                 attempt(turn, name)
@@ -142,7 +141,7 @@ def take_turns(sides: Mapping[str, Side], rounds: int, fresh: bool) -> tuple[res
 
 
 def require_agreement(agree: Mapping[str, Sequence[float]]) -> None:
-    """BenchmarkError unless all sides computed the same: they would not do the same work."""
+    """BenchmarkError unless all sides computed the same, since otherwise they do different work."""
     stated = [(name, list(values)) for name, values in agree.items() if values]
     for name, values in stated[1:]:
         first, expected = stated[0]
@@ -152,7 +151,7 @@ def require_agreement(agree: Mapping[str, Sequence[float]]) -> None:
 
 
 def median_seconds(action: Callable[[], object], seconds: float = 1.0, least: int = 3) -> float:
-    """The median time of `action`, repeated for so many seconds and at least so many times."""
+    """The median time of `action`, repeated for at least `seconds` seconds and `least` times."""
     times: list[float] = []
     total = 0.0
     while len(times) < least or total < seconds:
@@ -164,22 +163,22 @@ def median_seconds(action: Callable[[], object], seconds: float = 1.0, least: in
 
 
 def hold(library: ModuleType, args: argparse.Namespace) -> None:
-    """minidl or torch to the threads that --threads asks for."""
+    """Limit minidl or torch to --threads threads, if it is given."""
     if args.threads:
         library.set_num_threads(args.threads)
 
 
 def blas_threads(threads: int | None) -> dict[str, str]:
-    """The environment under which NumPy's BLAS takes so many threads."""
+    """The environment in which NumPy's BLAS uses this many threads."""
     return {} if threads is None else dict.fromkeys(THREAD_VARIABLES, str(threads))
 
 
 def main(program: Callable[[], None]) -> NoReturn:
-    """Call `program`; what keeps it from measuring is told in one line."""
+    """Call `program`; report in one line what keeps it from measuring."""
     try:
         try:
             program()
-        except SystemExit as ended:  # of --help, whose text is still to be written, or of a wrong argument
+        except SystemExit as ended:  # from --help, whose text must still be flushed, or a wrong argument
             if ended.code:
                 raise
         sys.stdout.flush()
@@ -189,11 +188,11 @@ def main(program: Callable[[], None]) -> NoReturn:
     except ModuleNotFoundError as error:
         reason = f"{error}; in the repository's folder: pip install -e '.[bench]'"
     except (BenchmarkError, OSError) as error:
-        reason = "" if isinstance(error, BrokenPipeError) else " ".join(str(error).split())  # `| head` is no error
+        reason = "" if isinstance(error, BrokenPipeError) else " ".join(str(error).split())  # `| head` is fine
     try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # leaves nothing to flush at exit
     if not reason:
         sys.exit(0)
     print(f"{Path(sys.argv[0]).name}: error: {reason}", file=sys.stderr)

@@ -1,15 +1,14 @@
-"""Does training from a mapped file of at least 1 GB cost speed, and does its memory stay flat?
+"""Is training slower from a mapped file of at least 1 GB, and does its memory stay flat?
 
     python benchmarks/mapped.py --out mapped
 
-Makes a text by repeating the poems of all 58 Tang files, each time in another order, until their ids fill --gigabytes,
-and encodes it with examples/poetry/prepare.py. Then two sides train in turns, with the model of `train.py --recipe
-best`, its dropout and clipping, in batches of 128: `mapped` from that folder, `memory` as train.py has the same poems
-once, in memory. At last the batches of a whole epoch are drawn from the map, without training on them, so that all of
-it is touched.
-Anonymous memory (RssAnon) is the process's own; mapped pages (RssFile) are the file's, and the system may take them
-back. Both are known on Linux alone. Writes mapped.json and mapped.png into --out; needs twice and a half --gigabytes of
-disk meanwhile, in --folder.
+Repeats the poems of all 58 Tang files in a text, each time in a different order, until their ids fill --gigabytes, and
+encodes it with examples/poetry/prepare.py. Two sides then train in turns, with the model, dropout and clipping of
+`train.py --recipe best`, in batches of 128: `mapped` from that folder, `memory` from the same poems, once, in memory,
+as in train.py. Finally, all batches of an epoch are drawn from the map without training, so that all of it is touched.
+Anonymous memory (RssAnon) is the process's own; mapped pages (RssFile) are the file's, and the system can reclaim
+them. Only Linux reports both. Writes mapped.json and mapped.png into --out; temporarily needs 2.5 times --gigabytes of
+disk space in --folder.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from processes import BenchmarkError, Ready, Side, serve
 if TYPE_CHECKING:
     from corpus.tasks import Batch, Task
 
-FOLDER = "MINIDL_MAPPED"  # the environment variable that tells a side where the prepared folder is
-LOG = "memory.jsonl"  # beside it: what the mapped side's memory was
+FOLDER = "MINIDL_MAPPED"  # the environment variable that names the prepared folder to a side
+LOG = "memory.jsonl"  # beside it: the mapped side's memory
 TEXT, PREPARED = "repeated.txt", "prepared"
 BATCH = 128
-LOOKS = 200  # at the memory, over an epoch's batches
+LOOKS = 200  # samples of the memory over an epoch's batches
 ON_LINUX = sys.platform == "linux"
 Look = dict[str, float]
 
@@ -49,10 +48,10 @@ Look = dict[str, float]
 def main() -> None:
     parser = harness.parser(__doc__, rounds=12)
     poems.add_options(parser)
-    parser.add_argument("--gigabytes", type=positive, default=1.0, help="of ids to map at least (default: 1)")
-    parser.add_argument("--steps", type=harness.whole, default=40, help="of training in a turn (default: 40)")
-    parser.add_argument("--files", type=harness.whole, default=58, help="of the Tang to repeat (default: 58)")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="with room for the text and the map")
+    parser.add_argument("--gigabytes", type=positive, default=1.0, help="GB of ids to map, at least (default: 1)")
+    parser.add_argument("--steps", type=harness.whole, default=40, help="training steps per turn (default: 40)")
+    parser.add_argument("--files", type=harness.whole, default=58, help="Tang files to repeat (default: 58)")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="a folder with space for the text and the map")
     parser.add_argument("--out", type=Path, default=Path("mapped"), metavar="DIR", help="where the results go")
     args = parser.parse_args()
     if args.side:
@@ -93,7 +92,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Make the text and the prepared folder; what that took. The text is deleted again."""
+    """Make the text and the prepared folder, then delete the text. Returns sizes, seconds and memory."""
     from corpus import tang
     from learning import settings
 
@@ -107,7 +106,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         for _ in tqdm(range(repeats), desc="writing the text", leave=False, disable=None):
             file.writelines(f"{found[place]}\n" for place in rng.permutation(len(found)))
     size = (folder / TEXT).stat().st_size
-    # a character is as rare as before, so that both sides have the same vocabulary
+    # scaled with the repeats, so that both sides have the same vocabulary
     count = str(repeats * best["min_count"])
     words = [sys.executable, str(harness.POETRY / "prepare.py"), "--text", str(folder / TEXT), "--min-count", count]
     started, most, before = time.perf_counter(), 0.0, os.times()
@@ -116,7 +115,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, float]:
             most = max(most, memory.status("RssAnon", process.pid)) if ON_LINUX else most
             time.sleep(0.1)
     if process.returncode:
-        raise BenchmarkError("prepare.py has failed")
+        raise BenchmarkError("prepare.py failed")
     seconds, after = time.perf_counter() - started, os.times()
     busy = after.children_user + after.children_system - before.children_user - before.children_system
     (folder / TEXT).unlink()
@@ -145,7 +144,7 @@ def build_memory(args: argparse.Namespace) -> Ready:
 
 
 def trained(args: argparse.Namespace, task: Task, log: Path | None = None) -> Ready:
-    """A turn is some steps, their batches drawn meanwhile. Sides agree on the vocabulary's size."""
+    """A turn is --steps training steps, drawing their batches included. Sides must agree on the vocabulary size."""
     from learning import settings
     from learning.training import RunningLoss, build_optimizer, train_step
     from model import PoemModel
@@ -161,7 +160,7 @@ def trained(args: argparse.Namespace, task: Task, log: Path | None = None) -> Re
     batches: Iterator[Batch] = itertools.chain.from_iterable(task.train(rng) for _ in itertools.count())
 
     def steps(count: int) -> float:
-        """How many characters and end marks there were."""
+        """Train for `count` steps; returns the number of characters and end marks."""
         running = RunningLoss()
         for batch in itertools.islice(batches, count):
             running.add(train_step(model, schedule, batch, best["clip"]), batch)
@@ -181,12 +180,12 @@ def trained(args: argparse.Namespace, task: Task, log: Path | None = None) -> Re
 
 
 def look() -> Look:
-    """The process's own MiB and those of files; nothing where the system does not tell."""
+    """The process's own MiB and those of files; empty except on Linux."""
     return {"anonymous": memory.status("RssAnon"), "file": memory.status("RssFile")} if ON_LINUX else {}
 
 
 def walk(folder: Path) -> dict[str, Any]:
-    """Over the batches of a whole epoch: what memory there was; and how soon its middle is reached."""
+    """The memory over all batches of an epoch, and the time to reach its middle."""
     from corpus import prepared
 
     from tqdm import tqdm
@@ -215,25 +214,25 @@ def table(result: dict[str, Any]) -> list[str]:
         median = result["figures"][side]["rate"]
         rows.append((side, results.short(median), f"{results.short(low)} to {results.short(high)}"))
     rate = result["ratio"]
-    made = f"{result['prepare_seconds']:.0f} s ({result['prepare_busy_seconds']:.0f} s at work)"
+    made = f"{result['prepare_seconds']:.0f} s ({result['prepare_busy_seconds']:.0f} s of CPU time)"
     drawn = f"{result['walk_seconds']:.0f} s to draw all {result['walk'][-1]['batches']:,.0f} batches"
     lines = [
         *results.layout(rows),
         f"ratio {rate:.3f}: mapped / memory, {result['rounds']} rounds, {result['cores']} cores, {result['cpu']}",
-        f"{result['text_bytes'] / 1e9:.2f} GB of text, {result['repeats']} times the poems, in {made} into a map of "
-        f"{result['map_bytes'] / 1e9:.2f} GB",
+        f"{result['text_bytes'] / 1e9:.2f} GB of text (the poems {result['repeats']} times) made into a map of "
+        f"{result['map_bytes'] / 1e9:.2f} GB in {made}",
         f"{result['open_seconds']:.2f} s to open it, {result['middle_seconds']:.2f} s to the batch in the epoch's "
         f"middle, {drawn}",
     ]
     if not ON_LINUX:
-        return [*lines, "how much memory is a process's own, only Linux tells"]
-    lines.append(f"preparing had at most {result['prepare_mib']:.0f} MiB of its own")
+        return [*lines, "only Linux reports how much memory is a process's own"]
+    lines.append(f"prepare.py used at most {result['prepare_mib']:.0f} MiB of its own")
     for name, what in (("training", "training steps"), ("walk", "an epoch's batches")):
         first, last = result[name][0], result[name][-1]
         most = max(sample["anonymous"] for sample in result[name])
         lines.append(
-            f"{what}: own {first['anonymous']:.1f} MiB at first, {last['anonymous']:.1f} at last, {most:.1f} at most; "
-            f"of files {first['file']:.0f} and {last['file']:.0f}"
+            f"{what}: own {first['anonymous']:.1f} MiB at first, {last['anonymous']:.1f} at the end, {most:.1f} at "
+            f"most; of files {first['file']:.0f} and {last['file']:.0f}"
         )
     return lines
 

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py --model report
 
-The most resident memory of a process that trains a few steps, above what it had when all was imported and no model
-made yet. Every turn is a new process. Less is better: here the ratio is minidl's memory divided by PyTorch's.
+The peak resident memory of a process that trains a few steps, above its memory after all imports and before the model
+is built. Every turn is a new process. Less is better: here the ratio is minidl's memory divided by PyTorch's.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def peak_of(build: Callable[[], Callable[[], float]]) -> dict[str, float]:
 
 
 def now() -> float:
-    """Resident MiB; where only the most so far is known, that."""
+    """Resident MiB, or the peak so far where only that is known."""
     return status("VmRSS") if sys.platform == "linux" else peak()
 
 
 def peak() -> float:
-    """The most resident MiB so far."""
+    """The peak resident MiB so far."""
     if sys.platform == "linux":
         return status("VmHWM")
     if sys.platform == "win32":
@@ -77,7 +77,7 @@ def peak() -> float:
 
 
 def status(name: str, process: int | str = "self") -> float:
-    """A field, in MiB, of Linux' /proc/PROCESS/status, which counts in KiB; 0 of a process that has ended."""
+    """A field of Linux's /proc/PROCESS/status, converted from KiB to MiB; 0 if the process has ended."""
     lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0) * 1024 / MEBIBYTE
 

@@ -1,9 +1,9 @@
-"""Draw what sweep.py and scaling.py have measured.
+"""Plot the results of sweep.py and scaling.py.
 
     python benchmarks/plots.py batch.json hidden.json vocabulary.json threads.json scaling.json --out benchmarks
 
-speed.png has a panel for each sweep: characters a second against what was changed. corpus.png shows the seconds that
-an epoch takes against the size of the corpus.
+speed.png has a panel for each sweep: characters a second against the swept value. corpus.png shows seconds an epoch
+against the size of the corpus.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
 def main() -> None:
     parser = harness.Parser(__doc__)
     parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="JSON of sweep.py or scaling.py")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="a folder (default: this file's)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="a folder (default: this program's)")
     args = parser.parse_args()
     results = [read(path) for path in args.results]
     sweeps = [result for result in results if result["program"] == "sweep"]
@@ -40,13 +40,13 @@ def main() -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The object that a program printed; BenchmarkError if it is none that can be drawn."""
+    """The object that a program printed; BenchmarkError if it cannot be plotted."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise harness.BenchmarkError(f"{path} is not JSON: {error}") from None
     if not isinstance(result, dict) or result.get("program") not in ("sweep", "scaling"):
-        raise harness.BenchmarkError(f"{path} is no result of sweep.py or scaling.py")
+        raise harness.BenchmarkError(f"{path} is not a result of sweep.py or scaling.py")
     return result
 
 

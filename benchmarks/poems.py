@@ -15,17 +15,17 @@ from harness import POETRY
 sys.path.append(str(POETRY))
 if TYPE_CHECKING:
     from corpus.tasks import Rows
-BATCH = 256  # poems a step, as train.py takes by default
+BATCH = 256  # poems a step, train.py's default
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--corpus", type=Path, metavar="DIR", help="a folder with the Tang files; else they are fetched"
+        "--corpus", type=Path, metavar="DIR", help="a folder with the Tang files (default: download them)"
     )
 
 
 def import_all() -> None:
-    """What `training_rows` imports, for those who measure what it does besides."""
+    """Import what `training_rows` needs, so that measuring it excludes the imports."""
     for name in ("learning.settings", "learning.sources", "corpus.tasks", "corpus.vocabulary"):
         importlib.import_module(name)
 

@@ -1,11 +1,11 @@
-"""How many characters a second does training on the real poems take in, poems of varying length?
+"""How many characters a second does training process on the real poems, which vary in length?
 
     python benchmarks/poems_epoch.py
 
 The default recipe of examples/poetry/train.py on the first 8 files, without dropout and clipping: batches of 256 poems
-of like length, Adam. A turn is one epoch. What counts are the poems' characters and end marks, equally many on all
-sides: pads are work, but nobody asked for it. `torch-padded` fills up within a batch, `torch-packed` packs, and
-`torch-rows` fills up to 50, as the report that the project grew from does.
+of similar length, Adam. A turn is one epoch. Only the poems' characters and end marks count, the same number on all
+sides; pads are work, but do not count. `torch-padded` pads within a batch, `torch-packed` packs, and `torch-rows` pads
+to 50, as does the report that the project grew from.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WAYS = ("torch-padded", "torch-packed", "torch-rows")
 def main() -> None:
     parser = harness.parser(__doc__, rounds=5)
     poems.add_options(parser)
-    parser.add_argument("--batches", type=harness.whole, help="batches in a turn (default: all of an epoch)")
+    parser.add_argument("--batches", type=harness.whole, help="batches per turn (default: a full epoch)")
     args = parser.parse_args()
     sides = {way: Side(functools.partial(build_torch, way=way)) for way in WAYS}
     question = Question(
@@ -79,7 +79,7 @@ def build_torch(args: argparse.Namespace, way: str) -> Ready:
 
 
 def ready(step: Callable[[np.ndarray], float], rows: Rows, batches: int | None, agree: bool = True) -> Ready:
-    """All sides draw the same batches. They must have the same losses, but for the rows whose pads count."""
+    """All sides draw the same batches and must have the same losses, except for the rows whose pads count."""
     import minidl
 
     epochs = itertools.count()

@@ -1,4 +1,4 @@
-"""A side of a comparison as a process of its own, which works when it is asked to and sleeps in between."""
+"""A side of a comparison as a separate process, which works on request and sleeps in between."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BenchmarkError(Exception):
 
 
 class Ready(NamedTuple):
-    """A side that is built and warm. `agree`: numbers that must come out alike on all sides that have any."""
+    """A side that is built and warmed up. `agree`: numbers that must be the same on all sides that have any."""
 
     turn: Callable[[], dict[str, float]]
     agree: Sequence[float] = ()
@@ -31,7 +31,7 @@ class Ready(NamedTuple):
 class Side:
     """`build` runs in the side's own process, under `environment`, and imports what it measures.
 
-    A `launcher`, such as mpiexec, starts it; of several processes the first one answers.
+    A `launcher`, such as mpiexec, starts it; if it starts several processes, the first one answers.
     """
 
     build: Callable[[argparse.Namespace], Ready]
@@ -40,7 +40,7 @@ class Side:
 
 
 class Process:
-    """A side at work elsewhere: a line to its standard input asks, a line of JSON answers."""
+    """A side's process: a line on its standard input requests a turn, a line of JSON answers."""
 
     def __init__(self, name: str, side: Side) -> None:
         self.agree: list[float] = []
@@ -51,13 +51,13 @@ class Process:
         self.popen = subprocess.Popen(command, env=environment, text=True, **pipes)
 
     def ready(self) -> dict[str, str]:
-        """Wait until it is; the versions that it uses."""
+        """Wait until it is ready; returns the versions that it uses."""
         message = self._answer()
         self.agree = message["agree"]
         return dict(message["versions"])
 
     def turn(self) -> dict[str, float]:
-        with contextlib.suppress(OSError):  # gone: the answer tells why
+        with contextlib.suppress(OSError):  # it has ended: _answer reports why
             print("turn", file=self.popen.stdin, flush=True)
         return self._answer()
 
@@ -71,7 +71,7 @@ class Process:
         raise BenchmarkError(lines[-1] if lines else f"its process ended with code {code}")
 
     def close(self) -> None:
-        """The end of its input ends it; kill it if it has not tidied up after 5 seconds."""
+        """Closing its input ends it; kill it if it has not exited after 5 seconds."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self.popen.communicate(timeout=5)
         self.popen.kill()
@@ -80,9 +80,9 @@ class Process:
 
 
 def serve(side: Side, args: argparse.Namespace) -> NoReturn:
-    """Be that side: build, then one turn for every line that comes."""
+    """Run as that side: build, then take one turn for every line of input."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints goes with the errors
+    os.dup2(2, 1)  # whatever a library prints goes to standard error
     try:
         ready = side.build(args)
     except ModuleNotFoundError as error:

@@ -2,8 +2,8 @@
 
     python benchmarks/profile_step.py --model report
 
-Each part of the step beside its own matrix products, timed alone in a process of its own; the embedding and the
-optimizer have none. The last column is what could still be gained by making everything but the products free.
+Each part of the step beside its matrix products, which are timed in a separate process; the embedding and the optimizer
+have none. The last column is what could be gained if everything but the products were free.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from results import FLOOR, Question, Ratio, footer, layout
 
 PARTS = ("embedding forward", "LSTM forward", "head and loss", "LSTM backward", "embedding backward", "optimizer")
 STEP = "step"
-SECONDS, LEAST = 1.0, 3  # a turn lasts so long and has so many steps
+SECONDS, LEAST = 1.0, 3  # a turn lasts at least this long and has at least this many steps
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     sizes.add_options(parser)
     args = parser.parse_args()
     if args.sides and "minidl" not in args.sides.split(","):
-        parser.error("--sides must name minidl: its step is what is taken apart")
+        parser.error("--sides must name minidl: its step is the one that is profiled")
     sides = {"minidl": Side(build_minidl), FLOOR: Side(build_floor, harness.blas_threads(args.threads))}
     shares = {"share_of_floor": Ratio(FLOOR, "minidl")}
     question = Question(STEP, "seconds a step", more_is_better=False, peers=(), ratios=shares)
@@ -49,7 +49,7 @@ class Stopwatch:
         self.parts = dict.fromkeys(PARTS, 0.0)
 
     def mark(self, part: str) -> None:
-        """`part` has just been done."""
+        """`part` has just ended."""
         now = time.perf_counter()
         self.parts[part] += now - self.latest
         self.latest = now
@@ -59,7 +59,7 @@ class Stopwatch:
         self.total += self.steps[-1][STEP]
 
     def medians(self) -> dict[str, float]:
-        """Over the steps since the last call."""
+        """Medians over the steps since the last call."""
         steps, self.steps, self.total = self.steps, [], 0.0
         return {part: statistics.median(step[part] for step in steps) for part in (*PARTS, STEP)}
 
@@ -107,7 +107,7 @@ def build_floor(args: argparse.Namespace) -> Ready:
 
 
 def table(question: Question, result: Mapping[str, Any]) -> str:
-    """A row for each part: its time, its share of the step, its products' time, and what is not products."""
+    """A row for each part: its time, its share of the step, its products' time, and the rest."""
     figures = result["figures"]
     ours, floor = figures["minidl"], figures.get(FLOOR, {})
     rows = [("", "seconds", "of the step", "its products", "the rest")]

@@ -1,4 +1,4 @@
-"""From figures to what a reader sees: medians and ratios, the table, the JSON, and what machine it was."""
+"""From raw figures to results: medians and ratios, the table, the JSON, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy as np
 from minidl.kernels.cpu.threads import usable_cores
 
 Figures = dict[str, list[dict[str, float]]]  # by side, one entry a round
-FLOOR = "floor"  # the side that does only what every other must do
+FLOOR = "floor"  # the side that does only what every side must do
 
 
 class Ratio(NamedTuple):
-    """A further JSON field: one side's figure divided by another's; of the question's figure if none is named."""
+    """An additional JSON field: one side's figure divided by another's; by default the question's figure."""
 
     top: str
     bottom: str
@@ -42,8 +42,8 @@ class Question:
 def summary(question: Question, figures: Figures) -> dict[str, Any]:
     """The JSON's figures; null where a side is missing.
 
-    A ratio is taken within each round, and its median is told: a machine that grows slower or faster meanwhile
-    does so for both.
+    A ratio is taken within each round, and its median is reported: a machine that gets slower or faster over time
+    affects both sides.
     """
     values = {side: [figure[question.figure] for figure in rounds] for side, rounds in figures.items()}
     medians = {side: statistics.median(rounds) for side, rounds in values.items()}
@@ -80,7 +80,7 @@ def summary(question: Question, figures: Figures) -> dict[str, Any]:
 
 
 def table(question: Question, result: Mapping[str, Any]) -> str:
-    """Side, median, quartiles and quotient with ours; then the ratios and the versions."""
+    """Side, median, quartiles and the ratio to ours; then the ratios and the versions."""
     rows = [("", question.unit, "quartiles", f"/ {question.ours}")]
     for side, figures in result["figures"].items():
         low, high = result["spread"][side]
@@ -115,7 +115,7 @@ def short(value: float) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the libraries that this process has imported, NumPy with the BLAS it was built for."""
+    """Versions of Python, of the libraries that this process has imported, and of the BLAS that NumPy was built for."""
     found = {"Python": platform.python_version()}
     for name, label in (("numpy", "NumPy"), ("torch", "PyTorch"), ("jax", "JAX"), ("cupy", "CuPy")):
         if name in sys.modules:

@@ -1,13 +1,13 @@
-"""Does training stay as fast and as small when the corpus grows from 8 files to all 58?
+"""Do the speed and memory of training stay flat when the corpus grows from 8 files to all 58?
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --files 8,16,32,58 --json > scaling.json     for plots.py
 
-minidl alone, at a vocabulary of at most so many characters, through examples/poetry's own corpus, Rows and model.
-A turn trains a fixed number of steps. Memory is the most resident so far, reading the corpus included, above what
-there was when all was imported, less the encoded corpus itself. `ratio` is the characters a second of the most files
-divided by those of the fewest, `ratio_memory` the same of the memory: 1 is flat. Few files may not have that many
-characters (8 have 3,485): a smaller --max-vocabulary makes the vocabularies equal.
+Only minidl, with a vocabulary of at most --max-vocabulary characters and the corpus, Rows and model of examples/poetry.
+A turn trains a fixed number of steps. Memory is the peak resident memory so far, reading the corpus included, above
+that after all imports, less the encoded corpus itself. `ratio` is the characters a second with the most files divided
+by those with the fewest, `ratio_memory` the same for the memory: 1 is flat. A few files may have fewer characters than
+that (8 have 3,485): a smaller --max-vocabulary makes the vocabularies equal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     poems.add_options(parser)
     parser.add_argument("--files", type=harness.numbers, default=[8, 58], metavar="N,N", help="corpus sizes (8,58)")
     parser.add_argument("--max-vocabulary", type=harness.whole, default=3600, help="characters at most (default: 3600)")
-    parser.add_argument("--steps", type=harness.whole, default=17, help="training steps in a turn (default: 17)")
+    parser.add_argument("--steps", type=harness.whole, default=17, help="training steps per turn (default: 17)")
     args = parser.parse_args()
     sides = {f"{files} files": Side(functools.partial(build, files=files)) for files in args.files}
     fewest, most = (f"{pick(args.files)} files" for pick in (min, max))
@@ -92,7 +92,7 @@ def build(args: argparse.Namespace, files: int) -> Ready:
             "vocabulary": size.vocabulary,
         }
 
-    train(np.argsort(rows.lengths)[-poems.BATCH :])  # the longest, so that the first turn's memory is the last's
+    train(np.argsort(rows.lengths)[-poems.BATCH :])  # the longest poems, so that memory peaks before the first turn
     return Ready(turn)
 
 

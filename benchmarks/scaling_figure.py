@@ -1,4 +1,4 @@
-"""The picture of distributed.py: what was measured as dots, what is projected as lines."""
+"""distributed.py's figure: measurements as dots, projections as lines."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The matrix products of a training step alone, in NumPy with its BLAS's own threads: no LSTM can do without them.
+"""Only the matrix products of a training step, in NumPy with its BLAS's own threads: no LSTM can do without them.
 
 Outputs are allocated once; there is no activation, no bias, no loss, no optimizer. The head's products are measured
-in blocks of rows and all at once, and count as the faster of the two.
+in blocks of rows and all at once; the faster of the two counts.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Products(NamedTuple):
 
 
 def lstm_products(size: Size, inputs: int, rng: np.random.Generator) -> tuple[Products, Products]:
-    """Those of one LSTM layer's forward and of its backward pass."""
+    """The products of one LSTM layer's forward pass, and of its backward pass."""
     B, T, H = size.batch, size.steps, size.hidden
     N, wide = B * T, 4 * H
     x, h, dz, weight_ih, weight_hh = (
         rng.random(shape, np.float32) for shape in ((N, inputs), (N, H), (N, wide), (wide, inputs), (wide, H))
     )
-    transposed = np.ascontiguousarray(weight_hh.T)  # small products are faster with such a copy, and it is made once
+    transposed = np.ascontiguousarray(weight_hh.T)  # small products are faster with this copy, made once
     z, recurrent = np.empty((N, wide), np.float32), np.empty((B, wide), np.float32)
     dx, dh, dweight_ih, dweight_hh = (
         np.empty(shape, np.float32) for shape in ((N, inputs), (B, H), (wide, inputs), (wide, H))
@@ -54,7 +54,7 @@ def lstm_products(size: Size, inputs: int, rng: np.random.Generator) -> tuple[Pr
 
 
 def head_products(size: Size, rng: np.random.Generator, block: int) -> Products:
-    """Logits, the gradient of what was projected, and that of the projection's weight."""
+    """The logits, and the gradients of the projection's input and weight."""
     N, H, V = size.batch * size.steps, size.hidden, size.vocabulary
     block = min(block, N)
     h, weight = rng.random((N, H), np.float32), rng.random((V, H), np.float32)

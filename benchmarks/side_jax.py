@@ -15,11 +15,11 @@ Weights = dict[str, jax.Array]
 
 
 def loss_of(params: Weights, inputs: jax.Array, targets: jax.Array, layers: int) -> jax.Array:
-    """Mean cross-entropy in nats of `targets` (steps, batch) after `inputs` (steps, batch)."""
+    """Mean cross-entropy in nats of `targets` (steps, batch) given `inputs` (steps, batch)."""
     x = params["embedding"][inputs]
     for layer in range(layers):
         weight_hh = params[f"weight_hh{layer}"]
-        projected = x @ params[f"weight_ih{layer}"].T + params[f"bias{layer}"]  # of all steps, in one product
+        projected = x @ params[f"weight_ih{layer}"].T + params[f"bias{layer}"]  # all steps in one product
 
         def cell(state: tuple[jax.Array, ...], z: jax.Array, weight_hh: jax.Array = weight_hh) -> tuple[Any, jax.Array]:
             h, c = state

@@ -23,9 +23,9 @@ class Model(minidl.Layer):
         set_weights(self, size)
 
     def forward_backward(self, inputs: np.ndarray, targets: np.ndarray, sizes: list[int], mark: Mark) -> Any:
-        """The loss; adds all gradients. `mark` is called with the name of each part when it is done.
+        """The loss; adds to all gradients. `mark` is called with the name of each part when it is done.
 
-        The loss stays where it was computed: a GPU need not be waited for.
+        The loss stays where it was computed, so that nothing waits for a GPU.
         """
         order, (ids, targets) = minidl.sequences.place(inputs, targets, like=self.embedding.weight.data)
         packing = minidl.Packing(sizes, order)
@@ -46,7 +46,7 @@ Mark = Callable[[str], None]
 
 
 def set_weights(model: minidl.Layer, size: Size) -> None:
-    """The weights that all sides start from; the model declares its parts in the order of the data's way."""
+    """Set the initial weights that all sides share; the model declares its layers in forward order."""
     for parameter, values in zip(model.parameters(), weights(size).values(), strict=True):
         parameter.data[...] = minidl.to_backend(values, minidl.backend.of(parameter.data).__name__)
 
@@ -54,7 +54,7 @@ def set_weights(model: minidl.Layer, size: Size) -> None:
 def training_step(
     size: Size, mark: Mark = lambda part: None, *, backend: str = "numpy", clip: float | None = None
 ) -> Callable[[], Any]:
-    """A function that trains one step and returns the loss before it. `clip`: the largest norm of the gradient."""
+    """A function that trains one step and returns the loss before it. `clip`: the maximum norm of the gradient."""
     model = Model(size, backend)
     rates: dict[str, Callable[..., Optimizer]] = {"adam": minidl.Adam, "sgd": minidl.SGD}
     optimizer = rates[size.optimizer](model.parameters(), lr=size.lr)

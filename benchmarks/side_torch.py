@@ -1,4 +1,4 @@
-"""The model in PyTorch, eager, as its user would write it, and its training step."""
+"""The model in eager PyTorch, as a PyTorch user would write it, and its training step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class Model(nn.Module):
-    """Embedding, nn.LSTM and a projection, with the weights that all sides start from."""
+    """Embedding, nn.LSTM and a projection, with the initial weights that all sides share."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Model(nn.Module):
         return self.head(self.lstm(self.embedding(inputs))[0])
 
     def optimizer(self, size: Size) -> torch.optim.Optimizer:
-        """Fused, over all but the second biases: with both trained, their sum would learn at twice the rate."""
+        """Fused, for all but the second biases: if both were trained, their sum would learn at twice the rate."""
         left_out = {id(bias) for bias in self.second_biases}
         trained = [parameter for parameter in self.parameters() if id(parameter) not in left_out]
         kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 IGNORED = -100  # cross_entropy's mark for a target that does not count
 WIDTH = 50  # of the report's rows
 
-Loss = Callable[[np.ndarray], torch.Tensor]  # of the poems with these numbers
+Loss = Callable[[np.ndarray], torch.Tensor]  # of the poems with these indices
 
 
 def training_step(way: str, rows: Rows, size: Size) -> Callable[[np.ndarray], float]:
-    """A function that trains on the poems with these numbers, and returns the loss before it."""
+    """A function that trains on the poems with these indices, and returns the loss before it."""
     model = Model(size)
     optimizer, loss_of = model.optimizer(size), WAYS[way](model, rows)
 
@@ -66,9 +66,9 @@ def packed(model: Model, rows: Rows) -> Loss:
 
 
 def report_rows(model: Model, rows: Rows) -> Loss:
-    """The report's way: every poem is filled up to 50 places, and pads are read and predicted as characters are."""
+    """The report's way: every poem is padded to 50 places, and pads are read and predicted like characters."""
     poems = poems_of(rows)
-    inputs = torch.zeros((len(poems), WIDTH), dtype=torch.int64)  # which character a pad is costs the same
+    inputs = torch.zeros((len(poems), WIDTH), dtype=torch.int64)  # any character as a pad costs the same
     targets = torch.zeros_like(inputs)
     for row, poem in enumerate(poems):
         inputs[row, : len(poem) - 1], targets[row, : len(poem) - 1] = poem[:-1], poem[1:]

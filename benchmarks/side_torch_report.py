@@ -1,4 +1,4 @@
-"""The report's experiment in PyTorch, as its user wrote it: the model, an epoch, and the losses on its test part."""
+"""The report's experiment in PyTorch, as a user would write it: model, epoch, and the losses on its test part."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 EMBEDDING, HIDDEN, LR = 128, 256, 0.005
 
-Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs, targets, which of them are no pads: (steps, batch)
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs, targets, True where not a pad: (steps, batch)
 
 
 class ReportModel(nn.Module):
-    """Starts as the report's: the LSTM's weights Xavier-uniform, its biases zero, the rest as PyTorch has it."""
+    """Initialised like the report's: LSTM weights Xavier-uniform, its biases zero, the rest PyTorch's defaults."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The three language models that are trained, their weights at the start, and what they read: alike for all sides."""
+"""The three language models that are trained, their initial weights and their data: the same for all sides."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import harness
 import numpy as np
 
-BATCHES = 4  # taken in turn: on one alone the model would soon know it by heart, and its softmax be all zeros
+BATCHES = 4  # taken in turn: the model would soon memorise a single one, and its softmax would be all zeros
 
 
 class Size(NamedTuple):
@@ -37,10 +37,10 @@ CHANGEABLE = ("vocabulary", "embedding", "hidden", "batch", "steps")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """--model, and an option for every size of it."""
+    """Add --model, and an option for each of its sizes."""
     parser.add_argument("--model", choices=list(MODELS), default="report", help="the sizes (default: report)")
     for name in CHANGEABLE:
-        parser.add_argument(f"--{name}", type=harness.whole, help=f"another {name} size or number than the model's")
+        parser.add_argument(f"--{name}", type=harness.whole, help=f"override the model's {name} size or number")
 
 
 def chosen(args: argparse.Namespace) -> Size:
@@ -64,6 +64,6 @@ def weights(size: Size) -> dict[str, np.ndarray]:
 
 
 def batches(size: Size) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Random inputs and targets, each (steps, batch) int64: time-major, as every side likes it best."""
+    """Random inputs and targets, each (steps, batch) int64: time-major, which suits every side best."""
     ids = np.random.default_rng(1).integers(size.vocabulary, size=(BATCHES, 2, size.steps, size.batch))
     return [(inputs, targets) for inputs, targets in ids]

@@ -1,11 +1,11 @@
-"""Does a process that trains, writes and saves for an hour stay as large as it was?
+"""Does the memory of a process that trains, writes and saves for an hour stay flat?
 
     python benchmarks/soak.py --minutes 60 --out soak
 
-Round after round, with poems of random lengths: training steps of the poems' model with dropout and clipping, an
-evaluation, poems written free, a checkpoint of model and optimizer saved and loaded again, and the number of threads
-changed. Every few seconds: resident memory, open files (on Windows: handles) and threads of the process. The verdict
-is the slope of the memory over the second half, in KiB a minute. Writes soak.jsonl and soak.png into --out.
+Each round, with poems of random lengths, runs training steps of the poem model with dropout and clipping, evaluates it,
+writes free verse, saves and reloads a checkpoint of model and optimizer, and changes the number of threads. Every few
+seconds it samples the process's resident memory, open files (on Windows: handles) and threads. The verdict is the slope
+of the memory over the second half, in KiB a minute. Writes soak.jsonl and soak.png into --out.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import harness
 import numpy as np
-import poems  # noqa: F401 (the poetry example can be imported from here on)
+import poems  # noqa: F401 (makes the poetry example importable)
 import psutil
 from results import layout
 
-LEAST = 4  # samples, for a verdict
+LEAST = 4  # samples that a verdict needs
 VOCABULARY, SIZE, LONGEST, POEMS = 1500, 96, 40, 256
 Sample = dict[str, float]
 
@@ -31,7 +31,7 @@ Sample = dict[str, float]
 def main() -> None:
     parser = harness.Parser(__doc__)
     parser.add_argument("--minutes", type=positive, default=60.0, help="how long (default: 60)")
-    parser.add_argument("--every", type=positive, default=5.0, help="seconds between two looks (default: 5)")
+    parser.add_argument("--every", type=positive, default=5.0, help="seconds between samples (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("soak"), metavar="DIR", help="where the results go")
     harness.add_json(parser)
     args = parser.parse_args()
@@ -60,7 +60,7 @@ def positive(text: str) -> float:
 
 
 def soak(seconds: float, every: float, log: Path) -> list[Sample]:
-    """The samples; each is in the log at once."""
+    """Run and return the samples; each is logged at once."""
     from tqdm import tqdm
 
     samples: list[Sample] = []
@@ -78,14 +78,14 @@ def soak(seconds: float, every: float, log: Path) -> list[Sample]:
 
 
 def look() -> Sample:
-    """What the process has now."""
+    """A sample of the process now."""
     process = psutil.Process()
     files = process.num_handles() if psutil.WINDOWS else process.num_fds()
     return {"mib": process.memory_info().rss / 2**20, "files": files, "threads": process.num_threads()}
 
 
 def build(folder: Path) -> Callable[[int], None]:
-    """A function that does a round of everything."""
+    """A function that runs one round."""
     from corpus.tasks import Rows
     from corpus.vocabulary import BEGIN, END, UNKNOWN, Vocabulary
     from learning.training import evaluate, train_step
@@ -117,7 +117,7 @@ def build(folder: Path) -> Callable[[int], None]:
 
 
 def verdict(samples: list[Sample]) -> dict[str, float]:
-    """The slope of the memory over the second half, and what there was at first and at last."""
+    """The slope of the memory over the second half, and the first and last samples."""
     minutes, mib = np.array([[sample["seconds"] / 60, sample["mib"]] for sample in samples[len(samples) // 2 :]]).T
     result = {"kib_per_minute": float(np.polyfit(minutes, mib * 1024, 1)[0]), "minutes": float(minutes[-1])}
     for name, place in (("first", 0), ("last", -1)):

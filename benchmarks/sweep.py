@@ -1,9 +1,9 @@
-"""How does the speed of training change with the batch, the hidden size, the vocabulary and the threads?
+"""How does training speed change with the batch, the hidden size, the vocabulary and the threads?
 
     python benchmarks/sweep.py batch --json > batch.json
 
-Runs train_step.py for one value after the other, the other sizes being the report's. The figures are characters a
-second: batch x steps, divided by the seconds of a step. plots.py draws the JSON.
+Runs train_step.py for one value after another; the other sizes are the report's. The figures are characters a second:
+batch x steps, divided by the seconds of a step. plots.py plots the JSON.
 """
 
 from __future__ import annotations
@@ -32,13 +32,11 @@ KEPT = ("versions", "cores", "cpu", "rounds", "left_out")
 
 def main() -> None:
     parser = harness.Parser(__doc__)
-    parser.add_argument("over", choices=list(VALUES), help="what changes")
-    parser.add_argument("--values", type=harness.numbers, metavar="N,N,N", help="the values it takes")
-    parser.add_argument("--rounds", type=harness.whole, default=5, help="turns of every side at a value (default: 5)")
+    parser.add_argument("over", choices=list(VALUES), help="what to sweep")
+    parser.add_argument("--values", type=harness.numbers, metavar="N,N,N", help="the values to measure")
+    parser.add_argument("--rounds", type=harness.whole, default=5, help="turns per side and value (default: 5)")
     parser.add_argument("--sides", default="minidl,torch", help="sides of train_step.py (default: minidl,torch)")
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object on standard output, the table on the other"
-    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, the table on stderr")
     args = parser.parse_args()
     points = [point(args, value) for value in args.values or VALUES[args.over]]
     sides = list(points[0]["figures"])
@@ -57,7 +55,7 @@ def point(args: argparse.Namespace, value: int) -> dict[str, Any]:
     program = Path(__file__).with_name("train_step.py")
     done = subprocess.run([sys.executable, str(program), *options], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise harness.BenchmarkError(f"train_step.py ended at {args.over} {value}; it has said why")
+        raise harness.BenchmarkError(f"train_step.py failed at {args.over} {value}; its error is above")
     result = json.loads(done.stdout)
     size = sizes.MODELS["report"]
     batch = value if args.over == "batch" else size.batch
@@ -66,7 +64,7 @@ def point(args: argparse.Namespace, value: int) -> dict[str, Any]:
 
 
 def summary(args: argparse.Namespace, points: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the JSON says, each figure a list as long as `values`."""
+    """The JSON result; each figure is a list as long as `values`."""
     columns = {side: [point["figures"][side] for point in points] for side in points[0]["figures"]}
     ratios = [point["ratio"] for point in points if point["ratio"] is not None]
     return {

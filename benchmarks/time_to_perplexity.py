@@ -1,13 +1,13 @@
-"""How long until the report's model is matched, on its own poems?
+"""How long does it take to match the report's model, on its own poems?
 
     python benchmarks/time_to_perplexity.py
 
-`torch` is the report's recipe in PyTorch, to its end: rows of 50 filled up with pads, which count in the loss; batches
-of 256 in the corpus's order; Adam at 0.005; until the test part's cross-entropy rises. Its seconds are those until its
-best epoch was over. `minidl` trains the same model by the same rule at the same rate on the same poems, without pads,
-in shuffled batches of 32 poems of like length, the gradient clipped to 1, until the cross-entropy of the same test
-part's real targets is at most --bar: 5.137 nats (perplexity 170), what the report's model reached when it was repeated.
-Both test after every epoch, and that counts. Every turn is a whole run in a new process.
+`torch` is the report's complete recipe in PyTorch: rows padded to 50, with pads that count in the loss; batches of 256
+in corpus order; Adam at 0.005; until the test part's cross-entropy rises. Its seconds run to the end of its best epoch.
+`minidl` trains the same model with the same optimizer and learning rate on the same poems, without pads, in shuffled
+batches of 32 poems of similar length, the gradient clipped to 1, until the cross-entropy of the same test part's real
+targets is at most --bar: 5.137 nats (perplexity 170), which a repeat of the report's experiment reached. Both evaluate
+after every epoch, which their seconds include. Every turn is a complete run in a new process.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from processes import BenchmarkError, Ready, Side
 from results import Question, footer, layout
 
 BAR = 5.137  # nats per real target: characters 2 to n and the end
-BATCH, LR, CLIP, MOST = 32, 0.005, 1.0, 6  # of minidl, at most so many epochs
+BATCH, LR, CLIP, MOST = 32, 0.005, 1.0, 6  # minidl's; at most MOST epochs
 
 
 def main() -> None:
     parser = harness.parser(__doc__, rounds=2)
     poems.add_options(parser)
-    parser.add_argument("--bar", type=float, default=BAR, help=f"nats that minidl has to reach (default: {BAR})")
+    parser.add_argument("--bar", type=float, default=BAR, help=f"nats that minidl must reach (default: {BAR})")
     args = parser.parse_args()
     question = Question("seconds", "seconds to the bar", more_is_better=False, peers=("torch",))
     sides = {"minidl": Side(build_minidl), "torch": Side(build_torch)}
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def table(question: Question, result: Mapping[str, Any]) -> str:
-    """With the loss, for a side is only done when it has that."""
+    """A row for each side: its seconds, and the epochs and the loss it stopped at."""
     rows = [("", question.unit, "quartiles", "epochs", "nats", "perplexity")]
     for side, figures in result["figures"].items():
         low, high = result["spread"][side]
@@ -69,7 +69,7 @@ def build_minidl(args: argparse.Namespace) -> Ready:
             loss = evaluate(model, task.validation).loss
             if loss <= args.bar:
                 return {"seconds": time.perf_counter() - started, "epochs": epoch + 1, "loss": loss}
-        raise BenchmarkError(f"minidl has {loss:.3f} nats after all {MOST} epochs, not {args.bar:g}")
+        raise BenchmarkError(f"minidl reached {loss:.3f} nats after all {MOST} epochs, not {args.bar:g}")
 
     return Ready(turn)
 
@@ -82,7 +82,7 @@ def build_torch(args: argparse.Namespace) -> Ready:
     from side_torch_report import ReportModel, rows_of
 
     harness.hold(torch, args)
-    task, rng = protocol.report_task(found), np.random.default_rng(0)  # which shuffles nothing
+    task, rng = protocol.report_task(found), np.random.default_rng(0)  # which shuffles nothing here
     torch.manual_seed(0)
 
     def turn() -> dict[str, float]:

@@ -34,7 +34,7 @@ class PoemModel(nn.Module):
 
 
 class CellModel(PoemModel):
-    """The same with nn.LSTMCell, which is quicker at single steps; nn.LSTM's weights fit it under other names."""
+    """The same with nn.LSTMCell, which is faster at single steps; it takes nn.LSTM's weights under other names."""
 
     def __init__(self, vocabulary_size: int, embedding_size: int = 128, hidden_size: int = 256) -> None:
         super().__init__(vocabulary_size, embedding_size, hidden_size)
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a .pt file")
     parser.add_argument("--count", type=int, default=1, help="how many poems, one a line (default: 1)")
     parser.add_argument("--temperature", type=float, default=0.7, help="below 1 plainer, above 1 wilder (default: 0.7)")
-    parser.add_argument("--max-length", type=int, default=49, help="characters a poem may have (default: 49)")
+    parser.add_argument("--max-length", type=int, default=49, help="most characters in a poem (default: 49)")
     args = parser.parse_args()
     if args.count < 1 or args.max_length < 1 or not args.temperature > 0:
         parser.error("--count and --max-length must be at least 1, and --temperature above 0")
@@ -84,8 +84,8 @@ def main() -> None:
         file = torch.load(args.model, weights_only=True)
         model = PoemModel(len(file["tokens"]))
         model.load_state_dict(file["weights"])
-    except Exception as error:  # of the system's, or whatever PyTorch raises for a file that is something else
-        parser.error(f"--model {args.model} is no model of this program's ({type(error).__name__})")
+    except Exception as error:  # an OSError, or whatever PyTorch raises for another kind of file
+        parser.error(f"--model {args.model} is not a model of this program ({type(error).__name__})")
     print("\n".join(write_poems(model, file["tokens"], args.count, args.max_length, args.temperature)), flush=True)
 
 

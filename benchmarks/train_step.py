@@ -1,11 +1,11 @@
 """How long does a training step take, in minidl, PyTorch and JAX, and how much of it is matrix products?
 
     python benchmarks/train_step.py                  the report's size; --model char and --model word are smaller
-    python benchmarks/train_step.py --check          only hold the sides' losses against each other
+    python benchmarks/train_step.py --check          only compare the sides' losses
 
-The same rectangular work on all sides, in float32: the same weights, random ids and sizes, Adam or SGD, no dropout and
-no clipping. `torch` is PyTorch eager as it comes; `torch-tuned` the same with glibc told to keep freed memory
-(Linux alone); `jax` is compiled; `floor` is the step's matrix products and nothing else.
+All sides do the same rectangular work in float32: the same weights, random ids and sizes, Adam or SGD, no dropout and
+no clipping. `torch` is eager PyTorch with default settings; `torch-tuned` also makes glibc keep freed memory (only on
+Linux); `jax` is compiled; `floor` is the step's matrix products and nothing else.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     if sys.platform != "linux":
         del sides["torch-tuned"]
     if args.threads:
-        del sides["jax"]  # it has no such setting
+        del sides["jax"]  # JAX has no such setting
     if args.check:
         args.rounds = 0
     ratios = {"ratio_tuned": Ratio("torch-tuned", "minidl"), "share_of_floor": Ratio(FLOOR, "minidl")}
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def ready(step: Callable[[], SupportsFloat]) -> Ready:
-    """Two steps to warm up, whose losses must be the same on all sides: the second is of changed weights."""
+    """Two warm-up steps, whose losses must be the same on all sides; the second has updated weights."""
     losses = [float(step()), float(step())]
     return Ready(lambda: {"seconds": harness.median_seconds(step)}, losses)
 

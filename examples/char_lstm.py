@@ -85,15 +85,15 @@ def train(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("text", type=Path, help="a file in UTF-8, best of a million characters")
+    parser.add_argument("text", type=Path, help="a UTF-8 text file, ideally of a million characters")
     parser.add_argument("--backend", default="numpy", choices=["numpy", "cupy"], help="cupy: an NVIDIA GPU")
-    parser.add_argument("--epochs", type=int, default=12, help="how often the text is read")
-    parser.add_argument("--batch-size", type=int, default=64, help="streams that are read side by side")
-    parser.add_argument("--steps", type=int, default=64, help="characters of a chunk")
+    parser.add_argument("--epochs", type=int, default=14, help="passes over the text")
+    parser.add_argument("--batch-size", type=int, default=128, help="streams read side by side")
+    parser.add_argument("--steps", type=int, default=64, help="characters in a chunk")
     parser.add_argument("--hidden-size", type=int, default=256, help="units of the LSTM")
-    parser.add_argument("--dropout", type=float, default=0.3, help="share of them that a step leaves out")
-    parser.add_argument("--lr", type=float, default=0.008, help="the highest learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    parser.add_argument("--dropout", type=float, default=0.3, help="share of the units that a step drops")
+    parser.add_argument("--lr", type=float, default=0.012, help="the highest learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     try:
         train(parser.parse_args())
     except (OSError, ValueError, minidl.BackendError) as error:

@@ -261,7 +261,7 @@ def test_sweeps_are_drawn_and_other_files_refused(tmp_path: Path) -> None:
     assert png_size(tmp_path / "speed.png")[0] > 100
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
     _, err = run("plots", str(tmp_path / "other.json"), code=2)
-    assert "is no result of" in err and len(err.splitlines()) == 1
+    assert "is not a result of" in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.slow

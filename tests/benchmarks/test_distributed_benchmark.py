@@ -89,4 +89,4 @@ def test_it_measures_two_ranks_and_a_share(tmp_path: Path) -> None:
 
 def test_ranks_without_one_rank_are_refused() -> None:
     _, err = run("distributed", "--ranks", "2,4", code=2)
-    assert "--ranks begins with 1" in err and len(err.splitlines()) == 1
+    assert "--ranks must begin with 1" in err and len(err.splitlines()) == 1

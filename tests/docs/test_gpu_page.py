@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_benchmarks  # noqa: F401 (it puts benchmarks/ on the path)
 
 from minidl.backend import device
 
-import side_floor  # isort: skip
-import sizes  # isort: skip
-
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import side_floor  # noqa: E402
+import sizes  # noqa: E402
+
 PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
 
 

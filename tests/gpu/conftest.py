@@ -22,7 +22,7 @@ def cupy() -> Any:
 
 @pytest.fixture(autouse=True)
 def finished(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All work of a test is done before the next begins, so that a fault is told where it was made."""
+    """Finish all device work of a test before the next begins, so that a fault is reported where it was caused."""
     cupy = request.getfixturevalue("cupy")
     yield
     cupy.cuda.Device().synchronize()

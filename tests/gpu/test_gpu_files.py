@@ -1,4 +1,4 @@
-"""Checkpoints made on one side and loaded on the other, a run that goes on, and ids drawn from the device's logits."""
+"""Checkpoints saved on one backend and loaded on the other, a resumed run, and ids sampled from the device's logits."""
 
 from __future__ import annotations
 

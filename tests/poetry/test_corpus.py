@@ -511,7 +511,7 @@ def test_an_npm_that_cannot_be_started(cache: Path, tmp_path: Path, monkeypatch:
 def test_an_npm_that_hangs_is_ended_with_its_children(
     cache: Path, npm: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The script that stands for npm is itself a child, of a shell."""
+    """The script that replaces npm is itself a child of a shell."""
     pulse = tmp_path / "pulse"
     npm(f"""
         for beat in range(120):
@@ -698,7 +698,7 @@ def test_a_folder_is_no_text(tmp_path: Path) -> None:
 
 def test_split_by_the_checksum_of_the_text() -> None:
     train, also_train, validation, also_validation, test = "甲", "午戌", "戊卯", "丑癸", "丑丙"
-    # these stand at 0.2027, 0.8961, 0.9012, 0.9486 and 0.9506
+    # their hashes fall at 0.2027, 0.8961, 0.9012, 0.9486 and 0.9506
     parts = tang.split([test, also_validation, validation, also_train, train, train])
     assert parts == ([also_train, train, train], [also_validation, validation], [test])
 

@@ -82,7 +82,7 @@ def brings(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
 
 def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, **fields: object) -> bytes:
-    """One member as it stands in an archive; `size` may say something else than the data."""
+    """One member of an archive; `size` may contradict the data."""
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, len(data)
     for field, value in fields.items():

@@ -114,7 +114,7 @@ def test_candidates_are_drawn_in_proportion_to_their_weights() -> None:
 
 
 def test_the_candidates_come_out_as_the_models_own_poems_of_that_form_would() -> None:
-    """A model that writes a level and an oblique beginning equally often, but can go on well only after one of them."""
+    """A model that writes a level and an oblique beginning equally often, but continues well only after one of them."""
     few = Vocabulary([*VERSES.tokens[:3], *"東風月日水中", "，", "。"])
     good, bad = few.ids["月"], few.ids["風"]
 

@@ -1,4 +1,4 @@
-"""The index of corpus lines: says which stand there, and what would complete one."""
+"""The index of corpus lines: which lines occur in the corpus, and which character would complete one."""
 
 from __future__ import annotations
 

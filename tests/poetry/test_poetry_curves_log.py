@@ -57,7 +57,7 @@ def events(file: Path) -> list[Event]:
 
 
 def curves(folder: Path | str) -> Curves:
-    """What TensorBoard shows: a START event drops what stands there from its step on. No step may then come twice."""
+    """What TensorBoard shows: a START event drops everything from its step on. After that no step may occur twice."""
     shown: Curves = defaultdict(dict)
     for file in sorted(Path(folder).glob("events.out.tfevents.*")):
         first, *others = events(file)

@@ -1,4 +1,4 @@
-"""What earlier versions wrote goes on being used: a checkpoint and the pretrained model, as they were at 33d0738.
+"""Files of earlier versions still work: a checkpoint and the pretrained model, as they were at 33d0738.
 
 The run was `train.py --text text` of 120 lines with two tied layers, dropout, one cycle and weight decay, killed in its
 second epoch; model.safetensors is what that version made of it by `--resume`.

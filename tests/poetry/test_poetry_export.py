@@ -114,7 +114,7 @@ def test_the_graph_has_an_lstm_a_layer_and_every_weight_once(exported: tuple[Poe
 
 
 def greedy(path: Path, start: str = "") -> str:
-    """The likeliest poem, by what stands in the file alone."""
+    """The most probable poem, computed from the file only."""
     session = session_of(path)
     facts = session.get_modelmeta().custom_metadata_map
     assert facts["poem_format"] == str(FORMAT)
@@ -141,20 +141,20 @@ def test_a_poem_by_onnxruntime_alone_is_the_models(exported: tuple[PoemModel, Pa
     assert [poem] == write_poems(model, VOCABULARY, [start], LONGEST, argmax=True)
 
 
-def readme_code(word: str) -> str:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (block,) = [part for part in readme.split("```python\n")[1:] if word in part.split("```")[0]]
+def code_of_the_page(word: str) -> str:
+    page = (Path(__file__).parents[2] / "docs" / "interop.md").read_text(encoding="utf-8")
+    (block,) = [part for part in page.split("```python\n")[1:] if word in part.split("```")[0]]
     return block.split("```")[0]
 
 
-def test_the_pretrained_model_writes_its_poem_by_the_lines_in_the_readme(
+def test_the_pretrained_model_writes_its_poem_by_the_lines_in_docs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = run_program("export", "--out", "poem.onnx")
     assert outcome.code == 0 and outcome.err.startswith(f"the model is {cli.PRETRAINED}\n"), outcome
-    code = readme_code("InferenceSession")
-    exec(compile(code, "README.md", "exec"), {})
+    code = code_of_the_page("InferenceSession")
+    exec(compile(code, "interop.md", "exec"), {})
     model, vocabulary, facts = load_model(cli.PRETRAINED)
     poem = write_poems(model, vocabulary, [""], facts["max_length"], argmax=True)
     assert capsys.readouterr().out == f"{poem[0]}\n" and code.endswith(f"  # {poem[0]}\n")

@@ -1,4 +1,4 @@
-"""The font that comes along has what poems need; what it lacks is drawn with an installed one, or is told."""
+"""The bundled font has the characters that poems need; others are drawn with an installed font, or reported."""
 
 from __future__ import annotations
 

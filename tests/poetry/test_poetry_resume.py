@@ -142,7 +142,7 @@ def test_a_kill_before_the_model_or_the_metrics_are_written_loses_nothing(
 
 
 def test_patience_and_the_best_epoch_travel() -> None:
-    """Losses of epochs 1 to 5 as they are told; the run pauses after each epoch, and stops where it would have."""
+    """The losses of epochs 1 to 5 are given; the run is interrupted after each epoch, and still stops where it would have."""
     poems = pseudo_poems(8)
     task = packed_task([poems, poems, poems], VOCABULARY, 8)
 

@@ -139,7 +139,7 @@ def test_plain_wishes_are_not_refused() -> None:
 @pytest.mark.parametrize(
     "characters",
     [
-        "香霜望月",  # 望 may rhyme or stand where the tone is oblique, but not everywhere
+        "香霜望月",  # 望 may rhyme, or fill an oblique place, but does not fit everywhere
         "香望月日",
         "東風中香望月日",  # 望 must not take from 陽 what only 東 can spare
         "東中香霜過思望看",

@@ -74,7 +74,7 @@ def test_what_it_cannot_shrink(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_model_that_comes_with_the_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is small, tells its figures, knows no folder of who made it, and writes verse without a run or the corpus."""
+    """It is small, records its figures, names no folder of its maker, and writes verse without a run or the corpus."""
     monkeypatch.chdir(tmp_path)
     folder = cli.PRETRAINED.parent
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8 * 2**20

@@ -69,7 +69,7 @@ def test_a_poem_comes_in_the_encoding_that_was_asked_for(
     assert run_program("generate", *write) == (0, lacking(plain.out, wanted), "")
     refused = run_program("generate", *write, "--start", "龘")
     assert refused.code == 2 and refused.err == lacking(
-        "generate.py: error: --start has 龘, which the model never met; try other characters\n", wanted
+        "generate.py: error: --start has 龘, which the model never saw; try other characters\n", wanted
     )
 
 

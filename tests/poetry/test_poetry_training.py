@@ -250,7 +250,7 @@ def test_the_schedule_moves_with_every_step(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Scripted(PoemModel):
-    """Validation losses by epoch as they are told: (nats a real target, nats a pad)."""
+    """Prescribed validation losses by epoch: (nats a real target, nats a pad)."""
 
     def __init__(self, losses: Sequence[float | tuple[float, float]]) -> None:
         super().__init__(len(VOCABULARY), 2, 2, rng=0)
@@ -433,7 +433,7 @@ def test_the_test_figures_count_targets_and_unknowns() -> None:
 
 
 def test_the_error_of_the_test_figures_is_the_spread_over_drawn_poems() -> None:
-    """Against the bootstrap: the test poems drawn anew with repetition, many times."""
+    """Against the bootstrap: the test poems resampled with replacement, many times."""
     rng = np.random.default_rng(0)
     poems = ["".join(rng.choice(list("甲乙丙丁"), rng.integers(1, 9))) for _ in range(60)]
     model = small_model()

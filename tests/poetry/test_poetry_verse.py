@@ -1,4 +1,4 @@
-"""Writing poems: they end, begin as told, never show a mark, and do not depend on their neighbours."""
+"""Writing poems: they end, begin as requested, never contain a special token, and do not depend on their neighbours."""
 
 from __future__ import annotations
 

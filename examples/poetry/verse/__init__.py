@@ -1,1 +1,1 @@
-"""Writing poems: sampling, the rules of regulated verse, and judging what came of it."""
+"""Writing poems: sampling, the rules of regulated verse, and judging the results."""

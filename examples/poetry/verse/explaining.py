@@ -1,4 +1,4 @@
-"""What the model thought while a poem was written: read again, place by place, beside what the rules forbade."""
+"""What the model predicted at each place of a poem, found by reading it again, and what the rules forbade there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = {END: "(end)", BEGIN: "(begin)", "<unknown>": "(unknown)", "<pad>": "(pa
 
 
 class Runner(NamedTuple):
-    """A character that might have stood there as well."""
+    """An alternative character for a place."""
 
     character: str
     probability: float
@@ -32,7 +32,7 @@ class Thought(NamedTuple):
     character: str
     probability: float
     rank: int  # 1 for the model's first choice
-    runners: list[Runner]  # the likeliest others
+    runners: list[Runner]  # the likeliest alternatives
     forbidden: float  # the share of the model's probability that the rules forbade
     rule: str
 
@@ -44,7 +44,7 @@ def thoughts(model: PoemModel, vocabulary: Vocabulary, poem: str, referee: Refer
     latest = vocabulary.ids.get(BEGIN)
     for token in [*vocabulary.encode(poem).tolist(), vocabulary.ids[END]]:
         allowed, rule = referee.allowed()
-        if latest is not None:  # else this is the first character for a model without a mark to begin with
+        if latest is not None:  # None: the first character, in a model without a begin mark
             logits, state = model.next_logits(np.array([latest], np.int32), state)
             found.append(_thought(vocabulary, minidl.to_host(logits)[0], token, allowed, rule))
         if token != vocabulary.ids[END]:
@@ -77,7 +77,7 @@ def _named(token: str) -> str:
 
 
 def converted(found: Sequence[Thought], poem: str, convert: Callable[[str], str]) -> list[Thought]:
-    """The thoughts in another script, in which the whole poem is `poem`: there a character may depend on others."""
+    """The thoughts in another script. `poem` is the converted poem: a conversion can depend on nearby characters."""
     names = [*map(_named, poem), *(thought.character for thought in found[-1:])]
     return [
         thought._replace(
@@ -85,12 +85,12 @@ def converted(found: Sequence[Thought], poem: str, convert: Callable[[str], str]
             runners=[runner._replace(character=convert(runner.character)) for runner in thought.runners],
             rule=convert(thought.rule),
         )
-        for name, thought in zip(names[-len(found) :], found, strict=True)  # the first may have none
+        for name, thought in zip(names[-len(found) :], found, strict=True)  # the first character may have no thought
     ]
 
 
 def table(found: Sequence[Thought]) -> str:
-    """The thoughts as lines of text; a runner-up that the rules forbade has a cross before it."""
+    """The thoughts as a text table; an x marks a runner-up that the rules forbade."""
     rows = [("", "probability", "rank", "rule", "forbidden", "the likeliest others (x: forbidden)")]
     for thought in found:
         others = "  ".join(
@@ -107,5 +107,5 @@ def table(found: Sequence[Thought]) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal: Chinese characters take two."""
+    """The width in terminal columns: Chinese characters take two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

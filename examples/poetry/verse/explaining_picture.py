@@ -1,4 +1,4 @@
-"""What the model thought while a poem was written, as a picture."""
+"""The model's predictions for a poem (see explaining.py) as a picture."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from verse.explaining import Thought
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-STOPS = "，。"  # a line of the picture ends with these
-WIDEST, MOST = 16, 30  # places of a line, and lines
+STOPS = "，。"  # a line of the picture ends after these
+WIDEST, MOST = 16, 30  # places in a line, and lines
 CELL, ROW, LINE = 1.18, 0.3, 2.46  # inches: a place's width, the height of a runner-up's row and of a line
 SHOWN = 4  # runners-up
-LEAST = 0.001  # of probability
+LEAST = 0.001  # probability of a runner-up that is shown
 
 
 def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
-    """Line by line: every character over its probability as a bar, the likeliest others under it, those that the rules
-    forbade in red, and the rule with the share that it forbade.
+    """Draw each character over a bar of its probability, then the likeliest alternatives (red if the rules forbid
+    them), and the rule with the share that it forbade.
 
-    What no font has, and what exceeds the largest picture, is noted in a line.
+    A note reports characters that no font has, and one reports places beyond the largest picture.
     """
     lettering = Lettering(
         "".join(t.character + "".join(r.character for r in t.runners[:SHOWN]) + t.rule for t in found)
@@ -52,7 +52,7 @@ def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
 
 
 def lines_of(found: Sequence[Thought]) -> list[list[Thought]]:
-    """The places of each line: a line ends with a mark, or where it is too wide."""
+    """The places of each line; a line ends after a mark or at the maximum width."""
     lines: list[list[Thought]] = [[]]
     for thought in found:
         if len(lines[-1]) == WIDEST or (lines[-1] and lines[-1][-1].character in STOPS):
@@ -62,13 +62,13 @@ def lines_of(found: Sequence[Thought]) -> list[list[Thought]]:
 
 
 class Sheet(NamedTuple):
-    """Where places are drawn, in inches, y downwards, and with which fonts."""
+    """The drawing area, in inches with y downwards, and its fonts."""
 
     axes: Axes
     lettering: Lettering
 
     def draw(self, x: float, top: float, thought: Thought) -> None:
-        """One place, whose upper left corner is given."""
+        """Draw one place with its upper left corner at (x, top)."""
         self.pair(x, top + 0.3, thought.character, thought.probability, 20, "black", BLUE)
         self.axes.barh(top + 0.62, 0.84 * CELL, 0.07, x, color="#e8e8e8")
         self.axes.barh(top + 0.62, 0.84 * CELL * thought.probability, 0.07, x, color=BLUE)
@@ -83,7 +83,7 @@ class Sheet(NamedTuple):
             self.write(x, y + 0.7 * ROW, f"-{thought.forbidden:.0%}", 7, RED)
 
     def pair(self, x: float, y: float, name: str, probability: float, size: float, color: str, beside: str) -> None:
-        """A character, or the name of a mark, and its probability beside it."""
+        """Write a character, or the name of a mark, with its probability beside it."""
         single = len(name) == 1
         self.write(x, y, name, size if single else 8, color)
         self.write(x + (0.023 * size if single else 0.7), y, _percent(probability), 7, beside)

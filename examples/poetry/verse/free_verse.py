@@ -1,6 +1,6 @@
-"""Free verse: no form, only a ban on what no poem has, and a keyword on request.
+"""Free verse: no form, a few bans, and optionally a keyword.
 
-No poem begins with a mark, has two marks in a row, or repeats a line; on request it copies none from the corpus either.
+No poem begins with a mark, has two marks in a row, or repeats a line; optionally, none copies a line of the corpus.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from corpus.vocabulary import END, Vocabulary
 
 import numpy as np
 
-MARKS = "，。？！；：、"  # those of Chinese: others, as "..." or "?!", may follow each other
+MARKS = "，。？！；：、"  # Chinese punctuation; other marks may follow each other, as in "..." or "?!"
 
 
 class FreeVerse:
-    """What the poems that `write_poems` writes side by side must not go on with."""
+    """Forbids tokens in the poems that `write_poems` writes side by side."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class FreeVerse:
         keyword: str = "",
         spots: Sequence[int] = (),
     ) -> None:
-        """With `index` no line stands there; `keyword` begins in poem n at the place spots[n], or stands before it."""
+        """With `index`, no line may be in it; in poem n `keyword` begins at character spots[n] or earlier."""
         self.tokens, self.ids, self.end = vocabulary.tokens, vocabulary.ids, vocabulary.ids[END]
         self.index, self.keyword, self.spots = index, keyword, spots
         self.codes = token_codes(self.tokens)
@@ -35,7 +35,7 @@ class FreeVerse:
         self.marks = np.array([token in MARKS for token in self.tokens], bool)
 
     def forbid(self, scores: np.ndarray, poems: Sequence[list[int]], limits: Sequence[int]) -> None:
-        """Set to -inf in `scores` (B, V) what the poems must not go on with; each is cut at its limit of characters."""
+        """Set forbidden next tokens to -inf in `scores` (B, V); each poem is cut at its limit of characters."""
         for row, (poem, limit) in enumerate(zip(poems, limits, strict=True)):
             text = "".join(self.tokens[token] for token in poem)
             if self.keyword and self.keyword not in text:
@@ -55,20 +55,20 @@ class FreeVerse:
             if len(poem) == limit - 1:
                 self._forbid_endings(scores[row], before, latest)
             if not np.isfinite(scores[row]).any():
-                scores[row, self.end] = 0.0  # `finished` takes the line away
+                scores[row, self.end] = 0.0  # `finished` removes the line
 
     def finished(self, poem: str, start: str) -> str:
-        """The poem that began with `start`, without its last line if that must not stand."""
+        """The poem that began with `start`, without its last line if that is forbidden."""
         *before, latest = split_lines(poem)
         cut = len(poem) - len(latest)
         return poem[:cut] if self._stands(before, latest) and cut >= len(start) else poem
 
     def _stands(self, before: Sequence[str], line: str) -> bool:
-        """Whether a line stands in the poem already, or in the index."""
+        """Whether a line is already in the poem, or in the index."""
         return bool(line) and (line in before or (self.index is not None and line in self.index))
 
     def _forbid_endings(self, scores: np.ndarray, before: Sequence[str], latest: str) -> None:
-        """At a poem's last place: forbid what would complete a line that must not stand."""
+        """At a poem's last place, forbid the tokens that would complete a forbidden line."""
         for line in before:
             if len(line) == len(latest) + 1 and line.startswith(latest):
                 scores[self.ids[line[-1]]] = -np.inf
@@ -81,7 +81,7 @@ class FreeVerse:
 
 
 def no_mark_after(text: str) -> bool:
-    """Whether no mark may come next, since none has anything to mark."""
+    """Whether no mark may come next: at the beginning, and after a mark."""
     return not text or text[-1] in MARKS
 
 

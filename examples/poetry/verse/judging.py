@@ -1,6 +1,6 @@
-"""Does a poem keep the rules of regulated verse? Judged by the rules as they are told, for evaluate_verse.py.
+"""Does a poem keep the rules of regulated verse? Judged by the textbook rules, for evaluate_verse.py.
 
-Nothing here is shared with what writes the poems (prosody.py, readings.py, plans.py, rules.py) but the two tables.
+Only the two tables are shared with the code that writes the poems (prosody.py, readings.py, plans.py, rules.py).
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import NamedTuple
 
 SHAPES = {(4, 5): "五絕", (4, 7): "七絕", (8, 5): "五律", (8, 7): "七律"}
 LINES = ("仄仄平平仄", "平平仄仄平", "平平平仄仄", "仄仄仄平平")
-ALL_LEVEL = 30  # the level groups stand first in the table
+ALL_LEVEL = 30  # the level groups come first in the table
 
 
 class Verdict(NamedTuple):
-    """What a poem keeps."""
+    """Which rules a poem keeps."""
 
-    shape: str  # the form whose lengths of lines it has, "" if none
-    marks: bool  # its lines end in ， and 。 in turn, and nothing else stands there
+    shape: str  # the form with its number and length of lines, "" if none
+    marks: bool  # its lines end in ， and 。 in turn, and it has no other marks
     rhyme: bool  # its even lines rhyme in one level group, and so does a first line that can only be level
-    tones: bool  # there are readings with which it keeps one of the patterns throughout
-    repeats: bool  # a line of it comes twice
+    tones: bool  # some choice of readings follows one of the patterns throughout
+    repeats: bool  # a line occurs twice
 
     @property
     def kept(self) -> bool:
@@ -42,7 +42,7 @@ def judge(poem: str) -> Verdict:
 
 
 def _rhymes(lines: list[str]) -> bool:
-    """Even lines in one level group; a first line that ends in a character that is level alone belongs to them."""
+    """Whether the even lines rhyme in one level group, and the first line too if its last character is only level."""
     endings = [line[-1] for line in lines[1::2]]
     if all(group < ALL_LEVEL for group in _table()[lines[0][-1]]) and _table()[lines[0][-1]]:
         endings.append(lines[0][-1])
@@ -53,13 +53,13 @@ def _rhymes(lines: list[str]) -> bool:
 
 
 def _follows(lines: list[str], number: int, before: str | None) -> bool:
-    """Whether the lines from `number` on can be given patterns, where the line before them has the pattern `before`."""
+    """Whether patterns can be assigned to the lines from `number` on, after a line with the pattern `before`."""
     if number == len(lines):
         return True
     for pattern in LINES:
         ends_level = pattern[4] == "平"
         if (number % 2 and not ends_level) or (number % 2 == 0 and number > 0 and ends_level):
-            continue  # even lines rhyme level; of the others only the first may
+            continue  # even lines end level; of the others only the first may
         if before is not None:
             opposed = [pattern[place] != before[place] for place in (1, 3)]
             if opposed != [bool(number % 2)] * 2:  # 對 within a couplet, 粘 between couplets
@@ -71,7 +71,7 @@ def _follows(lines: list[str], number: int, before: str | None) -> bool:
 
 @lru_cache(2**16)
 def _has(line: str, pattern: str) -> bool:
-    """Whether a line of five or seven can be read in this pattern; 仄仄 goes before 平平, and 平平 before 仄仄."""
+    """Whether a line of five or seven can be read in this pattern; seven puts 仄仄 before 平平 and vice versa."""
     free = {0, 2}
     if pattern == "平平仄仄平":
         free.remove(0)  # 孤平
@@ -89,7 +89,7 @@ def _sound(character: str) -> str:
 
 @cache
 def _table() -> dict[str, list[int]]:
-    """The numbers of every character's groups; an unknown character has none."""
+    """Every character's group numbers; an unknown character has none."""
     found: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(_rows("pingshui.txt")):
         for character in row.split()[2]:

@@ -1,11 +1,11 @@
-"""A PoemModel as an ONNX graph: the operators that an inference engine runs, in Python, a browser or elsewhere.
+"""A PoemModel as an ONNX graph, for inference engines in Python, a browser or elsewhere.
 
-    inputs   ids (T, B) int64, h and c (L, B, H) of all L LSTMs; both zeros to begin
-    outputs  logits (T, B, V) for what comes after each place, next_h and next_c
+    inputs   ids (T, B) int64; h and c (L, B, H), the states of all L LSTMs, both zeros at first
+    outputs  logits (T, B, V) of the next token after each place, next_h and next_c
 
-T and B are free: the same graph reads whole poems, and writes one step at a time. Gather for the embedding, one LSTM
-operator a layer, MatMul and Add for the projection; the table of a tied model stands in the file once. The operators:
-https://onnx.ai/onnx/operators/
+T and B are dynamic: the same graph reads complete poems, or writes one step at a time. It uses Gather for the
+embedding, one LSTM operator per layer, MatMul and Add for the projection; a tied model's table is stored once. The
+operators: https://onnx.ai/onnx/operators/
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import minidl
 
-OPSET, IR = 17, 8  # of 2022: every engine of the last years reads them
-LARGEST = 2**31 - 2**24  # bytes of weights: protobuf, which the file is, ends at 2 GiB, and names take room too
+OPSET, IR = 17, 8  # from 2022: every recent engine reads them
+LARGEST = 2**31 - 2**24  # bytes of weights: a protobuf file holds at most 2 GiB, and names take room too
 FLOAT = TensorProto.FLOAT
 
 
@@ -29,7 +29,7 @@ def poem_graph(model: PoemModel, metadata: Mapping[str, str]) -> onnx.ModelProto
     """The model with its float32 weights and `metadata`, checked by ONNX's own checker; ValueError if too large."""
     size = sum(parameter.data.nbytes for parameter in model.parameters())
     if size > LARGEST:
-        raise ValueError(f"its weights have {size:,} bytes, and an ONNX file holds at most {LARGEST:,}")
+        raise ValueError(f"its weights take {size:,} bytes, but an ONNX file holds at most {LARGEST:,}")
     V = model.embedding.weight.data.shape[0]
     L, H = len(model.lstms), model.lstms[0].hidden_size
     nodes, weights = _nodes(model)
@@ -61,10 +61,10 @@ def poem_graph(model: PoemModel, metadata: Mapping[str, str]) -> onnx.ModelProto
 
 
 def _nodes(model: PoemModel) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
-    """The operators in order, and the arrays that they name."""
+    """The operators in order, and the arrays that they refer to by name."""
     node, named, layers = helper.make_node, model.state_dict(), range(len(model.lstms))
     weights = {name: array for name, array in named.items() if not name.startswith("lstms.")}
-    weights["time_direction"] = np.array([1], np.int64)  # the axis of Y (T, 1, B, H) that goes
+    weights["time_direction"] = np.array([1], np.int64)  # the axis of Y (T, 1, B, H) to squeeze
     nodes = [
         node("Gather", ["embedding.weight", "ids"], ["x.0"]),  # (T, B, E)
         node("Split", ["h"], [f"h.{layer}" for layer in layers], axis=0),  # (1, B, H) each
@@ -80,7 +80,7 @@ def _nodes(model: PoemModel) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray
         nodes.append(node("Squeeze", [f"y.{layer}", "time_direction"], [f"x.{layer + 1}"]))  # (T, B, H)
     head = "head.weight" if "head.weight" in named else "embedding.weight"
     nodes += [
-        node("Transpose", [head], ["projection"], perm=[1, 0]),  # which engines do once, when they load it
+        node("Transpose", [head], ["projection"], perm=[1, 0]),  # engines do this once, when they load the graph
         node("MatMul", [f"x.{len(layers)}", "projection"], ["products"]),
         node("Add", ["products", "head.bias"], ["logits"]),
         node("Concat", [f"next_h.{layer}" for layer in layers], ["next_h"], axis=0),
@@ -94,7 +94,7 @@ def lstm_weights(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ONNX's W (1, 4H, I), R (1, 4H, H) and B (1, 8H), gates i, o, f, g, from minidl's, gates i, f, g, o.
 
-    B is two biases, that of the input and that of the recurrence, which is zero here. ONNX calls g c.
+    B holds an input bias and a recurrent bias; the latter is zero here. ONNX calls gate g `c`.
     """
 
     def reordered(array: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is asked of a regulated poem: found to be possible before the first character is written, or refused."""
+"""Requests for a regulated poem: checked for feasibility before the first character is written, or refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Place = tuple[int, int]  # line and character within it, both from 0
 
 
 class Impossible(Exception):
-    """No poem can be as asked; the message says why in one line."""
+    """No poem can meet the request; the message says why in one line."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Plan:
     """A request that can be met, whichever of the open ways and rhymes the model takes."""
 
     form: Form
-    fixed: dict[Place, str]  # characters that were asked for, by place
-    ways: tuple[int, ...]  # templates of the form that are open
-    groups: tuple[int, ...]  # rhyme groups that are open
+    fixed: dict[Place, str]  # requested characters, by place
+    ways: tuple[int, ...]  # templates of the form that are still open
+    groups: tuple[int, ...]  # rhyme groups that are still open
     keyword: str = ""
-    spots: list[tuple[Place, tuple[int, ...]]] = field(default_factory=list)  # where it may stand, and the ways then
-    origin: dict[Place, str] = field(default_factory=dict)  # the option that asked for it
+    spots: list[tuple[Place, tuple[int, ...]]] = field(default_factory=list)  # where it may go, and the ways then
+    origin: dict[Place, str] = field(default_factory=dict)  # the option that requested a character
 
 
 def plan(
@@ -43,12 +43,12 @@ def plan(
     keyword: str = "",
     index: LineIndex | None = None,
 ) -> Plan:
-    """The plan for a poem that begins with `start`, whose lines begin with `acrostic`, which rhymes in the group
-    `rhyme` and has `keyword` in a line; with `index` no line of it stands there. Raises Impossible."""
+    """The plan for a poem that begins with `start`, whose lines begin with the characters of `acrostic`, that rhymes in
+    the group `rhyme` and has `keyword` in a line; with `index`, none of its lines is in it. Raises Impossible."""
     fixed, origin = _fixed(form, start, acrostic)
     for mark in {form.mark(line) for line in range(form.lines)}:
         if mark not in tokens:
-            raise Impossible(f"--form {form.short} needs the mark {mark}, which the model never met")
+            raise Impossible(f"--form {form.short} needs the mark {mark}, which the model never saw")
     _check_lines(form, fixed, index)
     groups = tuple(range(len(level_groups()))) if rhyme is None else (level_groups().index(rhyme),)
     found = _narrowed(Plan(form, fixed, tuple(range(len(STARTS))), groups, origin=origin), tokens, readings, rhyme)
@@ -58,7 +58,7 @@ def plan(
 
 
 def find_rhyme(text: str) -> str:
-    """The level group that `text` names: 東, 一東 or 上平聲一東, or any character that has one level rhyme."""
+    """The level group that `text` names: 東, 一東 or 上平聲一東, or any character with exactly one level rhyme."""
     found = [group for group in level_groups() if text in (group, group[3:], group[-1])]
     if not found and len(text) == 1:
         found = sorted(rhymes(text), key=level_groups().index)
@@ -66,14 +66,14 @@ def find_rhyme(text: str) -> str:
             why = "is 仄, and regulated verse rhymes level" if tones(text) else "is in no group of the 平水韻"
             raise ValueError(f"{text} {why}")
         if len(found) > 1:
-            raise ValueError(f"{text} has more than one: name one of {', '.join(group[-1] for group in found)}")
+            raise ValueError(f"{text} has more than one rhyme: name one of {', '.join(group[-1] for group in found)}")
     if not found:
         raise ValueError(f"expected one of {''.join(group[-1] for group in level_groups())}, got {text!r}")
     return found[0]
 
 
 def _fixed(form: Form, start: str, acrostic: str) -> tuple[dict[Place, str], dict[Place, str]]:
-    """The characters that are asked for, and by which option."""
+    """The requested characters, and the option that requested each."""
     fixed, origin = {}, {}
     line = column = 0
     for character in start:
@@ -104,21 +104,21 @@ def _fixed(form: Form, start: str, acrostic: str) -> tuple[dict[Place, str], dic
 
 
 def _check_lines(form: Form, fixed: dict[Place, str], index: LineIndex | None) -> None:
-    """Lines that are asked for as a whole must differ, and must not stand in `index`."""
+    """Lines that are requested in full must differ, and must not be in `index`."""
     seen = set()
     for line in range(form.lines):
         text = "".join(fixed.get((line, column), " ") for column in range(form.width))
         if " " in text:
             continue
         if text in seen:
-            raise Impossible(f"the line {text} is asked for twice, and no poem repeats a line")
+            raise Impossible(f"the line {text} is asked for twice, but no poem repeats a line")
         if index is not None and text in index:
-            raise Impossible(f"the line {text} is asked for but stands in the training corpus (--no-copy)")
+            raise Impossible(f"the line {text} is asked for but is in the training corpus (--no-copy)")
         seen.add(text)
 
 
 def _narrowed(asked: Plan, tokens: Sequence[str], readings: Readings, rhyme: str | None) -> Plan:
-    """The plan with the ways and rhyme groups that are really open; Impossible if there are none."""
+    """The plan with only the ways and rhyme groups that are possible; raises Impossible if there are none."""
     templates = asked.form.templates()
     clashes = {way: _clash(templates[way], asked.fixed) for way in asked.ways}
     ways = tuple(way for way in asked.ways if clashes[way] is None)
@@ -135,18 +135,18 @@ def _narrowed(asked: Plan, tokens: Sequence[str], readings: Readings, rhyme: str
 
 
 def _why_no_rhyme(asked: Plan, rhyme: str | None) -> str:
-    """Why no rhyme group has what the lines need."""
+    """Why no rhyme group has the endings that the lines need."""
     endings = {place: asked.fixed[place] for place in sorted(asked.fixed) if place[1] == asked.form.width - 1}
     for place, character in endings.items():
         if rhyme and place[0] % 2 and rhyme not in rhymes(character):
             return f"{character} ({asked.origin.get(place, '--keyword')}) does not rhyme in {rhyme}"
     what = f"in {rhyme}" if rhyme else "in any one group"
-    beside = f" beside {'、'.join(endings.values())}" if endings else ""
+    beside = f" that has {'、'.join(endings.values())} at line ends" if endings else ""
     return f"the model knows too few characters that rhyme {what} for a poem of {asked.form.short}{beside}"
 
 
 def _clash(template: list[str], fixed: dict[Place, str]) -> Place | None:
-    """The first fixed character that the template has no room for."""
+    """The place of the first fixed character that does not fit the template."""
     for (line, column), character in sorted(fixed.items()):
         if template[line][column] != FREE and template[line][column] not in tones(character):
             return line, column
@@ -162,7 +162,7 @@ def _describe(asked: Plan, place: Place) -> str:
 
 
 def _groups(asked: Plan, template: list[str], tokens: Sequence[str], readings: Readings) -> set[int]:
-    """The rhyme groups in which every line can get an ending of its own, so that no two lines are the same."""
+    """The rhyme groups that can give every line a different ending, so that no two lines are the same."""
     last = asked.form.width - 1
     fixed = {line: asked.fixed[line, last] for line in range(asked.form.lines) if (line, last) in asked.fixed}
     unused = np.array([token not in fixed.values() for token in tokens], bool)
@@ -174,7 +174,7 @@ def _groups(asked: Plan, template: list[str], tokens: Sequence[str], readings: R
     for group in asked.groups:
         name, rhyme = level_groups()[group], readings.rhymes[group] & unused
         fits = all(name in rhymes(fixed[line]) for line in rhyming if line in fixed)
-        # Hall's condition: then the endings can be told apart, whichever character is read in which way
+        # Hall's condition: then distinct endings exist, whichever character is read in which way
         enough = rhyme.sum() >= wanted and oblique.sum() >= others and (rhyme | oblique).sum() >= wanted + others
         if fits and enough:
             found.add(group)
@@ -189,7 +189,7 @@ def _stands(form: Form, fixed: dict[Place, str], keyword: str) -> bool:
 def _with_keyword(
     asked: Plan, tokens: Sequence[str], readings: Readings, rhyme: str | None, index: LineIndex | None
 ) -> Plan:
-    """The plan with the places where the keyword may stand; at a line's end only if there is no other."""
+    """The plan with the places where the keyword may go; at a line's end only if nowhere else is possible."""
     form, keyword = asked.form, asked.keyword
     if not all(map(is_character, keyword)) or len(keyword) > form.width:
         raise Impossible(f"--keyword must be 1 to {form.width} Chinese characters for {form.short}, got {keyword!r}")
@@ -214,4 +214,4 @@ def _with_keyword(
         except Impossible as error:
             reason = f": {error}"
     sound = "、".join(f"{c} {''.join(sorted(tones(c))) or '?'}" for c in keyword)
-    raise Impossible(f"--keyword {keyword} ({sound}) fits no place in {form.short} beside what else is asked{reason}")
+    raise Impossible(f"--keyword {keyword} ({sound}) fits nowhere in {form.short} with the other requests{reason}")

@@ -1,4 +1,4 @@
-"""The two ways in which generate.py writes: by the rules of a form, or free."""
+"""generate.py's two ways of writing: by the rules of a form, or free verse."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ import numpy as np
 
 from minidl.kernels.cpu import threads
 
-GROUP = 256  # poems written side by side; more need memory and are no faster
+GROUP = 256  # poems written side by side; more take memory and are no faster
 ROWS = 128  # candidates for poems of a form written side by side
-FREE_CANDIDATES = 2  # poems of free verse, if one can be preferred that copies no line
-FEW = 32  # poems written side by side for which one core is enough
-LATEST_SPOT = 20  # of a keyword in free verse, in characters from the beginning
+FREE_CANDIDATES = 2  # for each poem of free verse, to prefer one that copies no line
+FEW = 32  # up to this many poems side by side, one core is enough
+LATEST_SPOT = 20  # where a keyword begins in free verse, in characters from the beginning
 
 
 class Poet(Protocol):
-    """Writes what was asked for, and can say afterwards what was forbidden."""
+    """Writes the requested poems, and can say afterwards what was forbidden."""
 
     model: PoemModel
     vocabulary: Vocabulary
 
     def poems(self) -> Iterator[list[Poem]]:
-        """All poems, group by group; plans.Impossible if they cannot be."""
+        """All poems, group by group; raises plans.Impossible if none can meet the request."""
 
     def referee(self, poem: Poem) -> Referee:
-        """The rules for going through one poem once more."""
+        """The rules for reading one poem again."""
 
 
 class Referee(Protocol):
-    """What was allowed at each place of a poem that is read again."""
+    """What was allowed at each place, for a poem that is read again."""
 
     def allowed(self) -> tuple[np.ndarray, str]:
-        """The tokens (V,) that might have stood at the next place, and in a few words why."""
+        """The tokens (V,) that were allowed at the next place, and the reason in a few words."""
 
     def read(self, token: int) -> None:
-        """Go on to the next place: this stands there."""
+        """Read the token at the next place and move past it."""
 
 
 class Regulated:
@@ -93,7 +93,7 @@ class Regulated:
 
 
 class RegulatedReferee:
-    """Goes through a poem of a form with rules once more."""
+    """Reads a poem of a form with rules again."""
 
     def __init__(self, poet: Regulated, poem: Poem) -> None:
         self.form, self.vocabulary = poet.plan.form, poet.vocabulary
@@ -118,7 +118,7 @@ class RegulatedReferee:
 
 
 class Free:
-    """Poems without a form, in which no line comes twice."""
+    """Poems without a form, which repeat no line."""
 
     def __init__(self, args: Namespace, model: PoemModel, vocabulary: Vocabulary, index: LineIndex | None) -> None:
         self.args, self.model, self.vocabulary, self.index = args, model, vocabulary, index
@@ -130,7 +130,7 @@ class Free:
         last = self.longest - len(args.keyword)
         if args.keyword not in args.start and last < len(args.start):
             raise Impossible(
-                f"--keyword {args.keyword} finds no room after --start in the {self.longest} characters of a poem "
+                f"--keyword {args.keyword} does not fit after --start in the {self.longest} characters of a poem "
                 "(see --max-length)"
             )
         self.spots = (len(args.start), max(len(args.start), min(last, LATEST_SPOT)))
@@ -145,7 +145,7 @@ class Free:
             last = self.spots[0] if args.argmax else self.spots[1]
             spots = rng.integers(self.spots[0], last + 1, count * each).tolist() if args.keyword else []
             write = partial(self._write, count * each, spots, rng)
-            # In `run` BLAS is held to one thread, as its threads would only get into each other's way for few poems.
+            # `run` limits BLAS to one thread: for few poems, more only get in each other's way.
             texts = threads.run([write])[0] if count * each <= FEW else write()
             yield self._best(texts, each, spots)
 
@@ -165,7 +165,7 @@ class Free:
         )
 
     def _best(self, texts: list[str], each: int, spots: list[int]) -> list[Poem]:
-        """Of every `each` poems one that copies no line, if there is; with a keyword the likeliest that has it."""
+        """Of every `each` poems, one that copies no line if possible; with a keyword, the likeliest that has it."""
         scores = [0.0] * len(texts)
         if self.args.keyword:
             scores = [float(np.nanmean(row)) for row in log_probabilities(self.model, self.vocabulary, texts)]
@@ -175,7 +175,7 @@ class Free:
         for start in range(0, len(texts), each):
             rows = [row for row in range(start, start + each) if self.args.keyword in texts[row]]
             if not rows:
-                raise Impossible(f"--keyword {self.args.keyword} finds no place: each line with it would be forbidden")
+                raise Impossible(f"--keyword {self.args.keyword} fits nowhere: every line with it would be forbidden")
             rows = [row for row in rows if texts[row]]
             if not rows:
                 why = "every line would be a copy (--no-copy)" if self.args.no_copy else "the model knows only marks"
@@ -189,7 +189,7 @@ class Free:
 
 
 class FreeReferee:
-    """Goes through a poem of free verse once more."""
+    """Reads a poem of free verse again."""
 
     def __init__(self, poet: Free, poem: Poem) -> None:
         self.start, self.longest, self.vocabulary = poet.args.start, poet.longest, poet.vocabulary

@@ -1,13 +1,14 @@
-"""The forms of regulated verse: how many lines of how many characters, and which tone stands where.
+"""The forms of regulated verse: how many lines of how many characters, and the tone of each place.
 
-A line of five has one of four patterns, whose names are used below:
+A line of five has one of four patterns, which have these names below:
 
     A 仄仄平平仄    B 平平仄仄平    C 平平平仄仄    D 仄仄仄平平
 
-A line of seven puts the opposite of the first pair in front. The first and third places are free (中; of seven the
-first, third and fifth), but B keeps its first level (孤平) and D its third oblique (三平尾); with seven these are the
-third and the fifth. Within a couplet the even places are opposed (對), between couplets they agree (粘), even lines
-rhyme in a level tone, and the first line rhymes if it ends level. That leaves four ways through a poem: see STARTS.
+A line of seven puts the opposite of the first pair in front. The first and third places are free (中; in a line of
+seven the first, third and fifth), except that B's first is level (孤平) and D's third oblique (三平尾); in a line of
+seven these are the third and the fifth. Within a couplet the even places are opposed (對), between couplets they agree
+(粘), even lines rhyme in a level tone, and the first line rhymes if it ends level. This leaves four ways through a
+poem: see STARTS.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ class Form(NamedTuple):
     name: str
     short: str
     lines: int
-    width: int  # characters of a line
+    width: int  # characters in a line
 
     @property
     def places(self) -> int:
-        """Characters and marks of a whole poem."""
+        """Characters and marks in a poem."""
         return self.lines * (self.width + 1)
 
     def mark(self, line: int) -> str:
@@ -57,7 +58,7 @@ _TRADITIONAL = str.maketrans("绝诗", "絕詩")
 
 
 def find_form(name: str) -> Form | None:
-    """The form of this name, full or short, in traditional or simplified characters; None for free verse."""
+    """The form with this name, full or short, in traditional or simplified characters; None for free verse."""
     name = name.strip()
     if name.lower() in FREE_NAMES:
         return None
@@ -69,7 +70,7 @@ def find_form(name: str) -> Form | None:
 
 
 def tone_pattern(kind: str, width: int) -> str:
-    """The tones of one line, 中 where both may stand."""
+    """The tones of one line, 中 where both are allowed."""
     five = PATTERNS[kind]
     return five if width == 5 else FREE + OPPOSITE[five[1]] + five
 
@@ -82,5 +83,5 @@ def _kinds(start: str, lines: int) -> str:
 
 
 def rhymes_at(template: list[str], line: int) -> bool:
-    """Whether a line of a template takes part in the rhyme: if it ends level."""
+    """Whether a line of a template rhymes: it does if it ends level."""
     return template[line].endswith(LEVEL)

@@ -1,7 +1,7 @@
 """How characters sound in classical verse: level or oblique (平仄), and in which groups of the 平水韻 they rhyme.
 
-The table is pingshui.txt, and variants.txt gives characters that it lacks the readings of another form. A character
-of several readings has them all: whichever fits is allowed.
+The table is pingshui.txt; variants.txt maps characters that it lacks to another form that it has. A character with
+several readings keeps them all: any that fits is allowed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import numpy as np
 FOLDER = Path(__file__).parent
 LEVEL, OBLIQUE = "平", "仄"
 LEVEL_TONES = ("上平聲", "下平聲")
-LOST = "囗"  # stands in the corpus where a character is lost
+LOST = "囗"  # the corpus's placeholder for a lost character
 
 
 class Readings(NamedTuple):
-    """What each of V tokens may stand for; a token that is no character with a known reading is False in all but
-    `characters`."""
+    """How each of V tokens can be read; a token without a known reading is False in all but `characters`."""
 
-    characters: np.ndarray  # (V,): it is a Chinese character at all
+    characters: np.ndarray  # (V,): it is a Chinese character
     level: np.ndarray  # (V,)
     oblique: np.ndarray  # (V,)
     rhymes: np.ndarray  # (30, V): it has a reading in this level group
@@ -32,7 +31,7 @@ class Readings(NamedTuple):
 
 @cache
 def table() -> dict[str, tuple[str, ...]]:
-    """The groups of every character that has a reading, as "上平聲一東"."""
+    """The groups of every character that has a reading, such as "上平聲一東"."""
     found: dict[str, list[str]] = {}
     for line in _lines("pingshui.txt"):
         tone, name, characters = line.split()
@@ -47,7 +46,7 @@ def table() -> dict[str, tuple[str, ...]]:
 
 @cache
 def level_groups() -> tuple[str, ...]:
-    """The thirty groups that regulated verse rhymes in, in their order."""
+    """The thirty groups that regulated verse rhymes in, in the table's order."""
     named = ("".join(line.split()[:2]) for line in _lines("pingshui.txt"))
     return tuple(group for group in named if is_level(group))
 
@@ -57,7 +56,7 @@ def is_level(group: str) -> bool:
 
 
 def tones(character: str) -> set[str]:
-    """The tones that a character may have: 平, 仄, both, or none that the table knows."""
+    """The tones that a character may have: 平, 仄, both, or none if the table lacks it."""
     return {LEVEL if is_level(group) else OBLIQUE for group in table().get(character, ())}
 
 

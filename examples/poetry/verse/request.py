@@ -1,4 +1,4 @@
-"""What one may ask of generate.py for a poem, in traditional or simplified characters, made fit for the model."""
+"""The options of generate.py that request a poem, in traditional or simplified characters, converted for the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from verse.free_verse import split_lines
 from verse.plans import find_rhyme
 from verse.prosody import Form, find_form
 
-WIDE = {",": "，", ".": "。", "?": "？", "!": "！"}  # marks as a keyboard may have them
+WIDE = {",": "，", ".": "。", "?": "？", "!": "！"}  # marks as a western keyboard types them
 ONLY_REGULATED = ("rhyme", "acrostic")
 
 
@@ -40,7 +40,7 @@ def rhyme(name: str) -> str:
 
 
 def word(name: str) -> str:
-    """An argparse type: a single word, which must be there."""
+    """An argparse type: exactly one word."""
     words = cli.text(name).split()
     if len(words) != 1:
         raise argparse.ArgumentTypeError(f"expected one word, got {' and '.join(words) if words else 'none'}")
@@ -48,7 +48,7 @@ def word(name: str) -> str:
 
 
 def characters(name: str) -> str:
-    """An argparse type: text without white space, which must be there."""
+    """An argparse type: characters with white space removed, at least one."""
     name = "".join(cli.text(name).split())
     if not name:
         raise argparse.ArgumentTypeError("expected characters, got none")
@@ -56,7 +56,7 @@ def characters(name: str) -> str:
 
 
 def check(parser: cli.Parser, args: Namespace) -> None:
-    """Tell of options that do not go with each other."""
+    """Report options that do not go together."""
     for name in ONLY_REGULATED:
         if args.form is None and getattr(args, name):
             parser.error(f"--{name} needs a --form with rules, such as 五絕: free verse has none")
@@ -72,7 +72,7 @@ def check(parser: cli.Parser, args: Namespace) -> None:
 
 
 def in_vocabulary(wanted: str, vocabulary: Vocabulary, option: str = "--start") -> str:
-    """`wanted` with every character that the vocabulary lacks in its traditional form; UsageError for a stranger."""
+    """`wanted`, with characters that the vocabulary lacks made traditional; UsageError if one is still missing."""
     wanted = "".join(character for character in wanted if character in vocabulary or not character.isspace())
     wanted = "".join(ours if ours in vocabulary else WIDE.get(ours, ours) for ours in wanted)
     if all(character in vocabulary for character in wanted):
@@ -82,12 +82,12 @@ def in_vocabulary(wanted: str, vocabulary: Vocabulary, option: str = "--start") 
     ]
     strangers = [character for character in mixed if character not in vocabulary]
     if strangers:
-        raise cli.UsageError(f"{option} has {'、'.join(strangers)}, which the model never met; try other characters")
+        raise cli.UsageError(f"{option} has {'、'.join(strangers)}, which the model never saw; try other characters")
     return "".join(mixed)
 
 
 def convert(text: str, direction: str) -> str:
-    """`text` by OpenCC ("s2t": to traditional, "t2s": to simplified characters), of the same length."""
+    """`text` converted by OpenCC ("s2t": to traditional, "t2s": to simplified characters), to the same length."""
     converter = _converter(direction)
     converted = converter.convert(text)
     if len(converted) != len(text):
@@ -97,7 +97,7 @@ def convert(text: str, direction: str) -> str:
 
 @functools.cache
 def _converter(direction: str) -> Any:
-    import opencc  # only here: its dictionaries take time to load
+    import opencc  # imported only when needed: its dictionaries take time to load
 
     return opencc.OpenCC(direction)
 
@@ -111,25 +111,25 @@ def index_at_hand(model: Path) -> LineIndex | None:
     try:
         return LineIndex.load(model.parent / FILE)
     except (OSError, ValueError):
-        return None  # it only makes copied lines rarer; --no-copy is the one to complain
+        return None  # here it only makes copied lines rarer; --no-copy reports the error
 
 
 def line_index(model: Path, metadata: dict[str, Any]) -> LineIndex:
-    """The lines that the model was trained on: from the file beside it, else from the corpus, and then put there."""
+    """The lines that the model was trained on: from the file beside it, else from the corpus, and then saved there."""
     path = model.parent / FILE
     if path.exists():
         try:
             return LineIndex.load(path)
         except ValueError as error:
-            raise cli.UsageError(f"--no-copy: {error}; delete it, and it is made again") from None
+            raise cli.UsageError(f"--no-copy: {error}; delete it to have it rebuilt") from None
     from corpus import (
-        tang,  # only here: they take time to load
+        tang,  # imported only when needed: they take time to load
         texts,
     )
 
     arguments = metadata.get("arguments") or {}
     if arguments.get("prepared") is not None:
-        raise cli.UsageError("--no-copy needs the lines that the model was trained on, and prepare.py keeps none")
+        raise cli.UsageError("--no-copy needs the lines that the model was trained on, but prepare.py keeps none")
     longest = metadata.get("max_length")
     cli.note(f"--no-copy reads the corpus once, for {path}")
     try:
@@ -146,12 +146,12 @@ def line_index(model: Path, metadata: dict[str, Any]) -> LineIndex:
     try:
         index.save(path)
     except OSError as error:
-        cli.note(f"{path} cannot be written ({error.strerror or error}), so it will be made anew each time")
+        cli.note(f"{path} cannot be written ({error.strerror or error}), so it will be rebuilt every time")
     return index
 
 
 def check_start(start: str, index: LineIndex | None) -> None:
-    """UsageError if `start` has a whole line that must not stand in a poem."""
+    """UsageError if `start` has a complete line that is in `index`."""
     for line in split_lines(start)[:-1]:
         if index is not None and line and line in index:
-            raise cli.UsageError(f"--start has the line {line}, which stands in the training corpus (--no-copy)")
+            raise cli.UsageError(f"--start has the line {line}, which is in the training corpus (--no-copy)")

@@ -1,11 +1,11 @@
 """The rules of a regulated poem as masks over the vocabulary, for many candidates side by side.
 
-Every candidate keeps open what it can: the ways through the poem that its tones allow so far, and the rhyme groups.
-A character is allowed if at least one of them stays open with it, and enough endings are left for the lines to come;
-so no candidate ever comes to a place where nothing fits. Only --no-copy can bring one there (see composing.py).
+Every candidate keeps its options open: the ways through the poem that its tones still allow, and the rhyme groups. A
+character is allowed if it leaves at least one of them open, and enough endings for the lines to come; so no candidate
+ever reaches a place where nothing fits. Only --no-copy can cause that (see composing.py).
 
-No two lines end in the same character. That is more than is asked, and keeps any line from being repeated. And no
-character comes a third time as long as there are others, lest a weak model goes round in circles.
+No two lines end in the same character. This is stricter than the form, and keeps lines from being repeated. No
+character occurs a third time while others fit, so that a weak model does not go round in circles.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from verse.readings import LEVEL, OBLIQUE, Readings, level_groups
 
 import numpy as np
 
-TWICE = 2  # a character that stands so often in a poem is not taken again if there is another
+TWICE = 2  # a character that occurs this often in a poem is not taken again if another fits
 NEEDS = {FREE: 1, LEVEL: 2, OBLIQUE: 4}  # bits: what the open ways need at a place
 
 
 class Rules:
-    """What `rows` candidates for poems after the same plan may put at each place.
+    """What `rows` candidates for the same plan may write at each place.
 
-    Call `allowed` and `advance` in turn for the characters of every line and `end_line` at its mark; `keep` goes on
-    with some candidates, some of them several times.
+    Call `allowed` and `advance` in turn for the characters of every line and `end_line` at its mark; `keep` selects
+    the candidates to continue with, some of them several times.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Rules:
         spots: np.ndarray | None = None,
         index: LineIndex | None = None,
     ) -> None:
-        """`spots` (rows,) are places in plan.spots, one for each candidate; one row without a keyword if None."""
+        """`spots` (rows,) are indices into plan.spots, one per candidate; None means one row without a keyword."""
         self.plan, self.ids, self.readings, self.index = plan, vocabulary.ids, readings, index
         rows = 1 if spots is None else len(spots)
         self.spots = np.full(rows, -1) if spots is None or not plan.spots else spots
@@ -59,14 +59,14 @@ class Rules:
         unused = ~self.used[0]
         self.rhyming_left = np.tile((readings.rhymes & unused).sum(axis=1), (rows, 1))  # (rows, G)
         self.oblique_left = np.full(rows, (readings.oblique & unused).sum())
-        self.times = np.zeros(self.used.shape, np.int8)  # how often each token stands in the poem
-        self.line = np.full((rows, width), -1)  # the line that is being written
-        self.found = np.zeros(rows, bool)  # candidates whose keyword stands already
+        self.times = np.zeros(self.used.shape, np.int8)  # how often each token occurs in the poem
+        self.line = np.full((rows, width), -1)  # the current line
+        self.found = np.zeros(rows, bool)  # candidates that already contain the keyword
         self.codes = token_codes(vocabulary.tokens)
         self.before = begin(rows)
 
     def forced(self, place: Place) -> np.ndarray:
-        """The token that was asked for at a place, in each row; -1 where none was."""
+        """The token requested at a place, in each row; -1 where there is none."""
         fixed = self.plan.fixed.get(place)
         tokens = np.full(len(self.ways), -1 if fixed is None else self.ids[fixed])
         if fixed is None:
@@ -77,7 +77,7 @@ class Rules:
         return tokens
 
     def allowed(self, place: Place) -> np.ndarray:
-        """The tokens (rows, V) that may stand at a place."""
+        """The tokens (rows, V) that are allowed at a place."""
         line, column = place
         forced = self.forced(place)
         if (forced >= 0).all():
@@ -96,7 +96,7 @@ class Rules:
         return tokens
 
     def reason(self, place: Place) -> str:
-        """What the first candidate has to keep at a place, in a few words."""
+        """The rule that binds the first candidate at a place, in a few words."""
         line, column = place
         if self.forced(place)[0] >= 0:
             return "asked for"
@@ -109,7 +109,7 @@ class Rules:
         return " or ".join(text for text, is_open in here if is_open)
 
     def advance(self, place: Place, tokens: np.ndarray) -> None:
-        """Take note of the tokens (rows,) that were put there; each must have been allowed."""
+        """Record the tokens (rows,) that were written at a place; each must have been allowed."""
         line, column = place
         needs, readings = self.needs[:, line, column], self.readings
         fits = (needs == NEEDS[FREE]) | ((needs == NEEDS[LEVEL]) & readings.level[tokens][:, None])
@@ -122,7 +122,7 @@ class Rules:
             self._end(line, tokens)
 
     def end_line(self) -> None:
-        """The line's mark stands: the next line begins."""
+        """The line has its mark: begin the next line."""
         keyword = [self.ids[character] for character in self.plan.keyword]
         for at in range(self.line.shape[1] - len(keyword) + 1 if keyword else 0):
             self.found |= (self.line[:, at : at + len(keyword)] == keyword).all(axis=1)
@@ -130,26 +130,26 @@ class Rules:
         self.before = begin(len(self.ways))
 
     def keep(self, rows: np.ndarray) -> None:
-        """Go on with these candidates, once a line has ended."""
+        """Continue with these candidates, once a line has ended."""
         for name in ("spots", "ways", "groups", "used", "rhyming_left", "oblique_left"):
             setattr(self, name, getattr(self, name)[rows])
         for name in ("times", "found"):
             setattr(self, name, getattr(self, name)[rows])
 
     def _wanted(self, line: int) -> tuple[int, int]:
-        """How many endings must still be found after this line: rhyming ones, and oblique ones."""
+        """How many endings are still needed after this line: rhyming ones, and oblique ones."""
         lines = [later for later in range(line + 1, self.plan.form.lines) if later not in self.endings]
         rhyming = sum(later % 2 for later in lines)
         return rhyming, len(lines) - rhyming
 
     def _after_rhyme(self, line: int) -> tuple[np.ndarray, np.ndarray]:
-        """Groups (rows, G) with room for one more rhyme here, and rows where that must not cost an oblique ending."""
+        """Groups (rows, G) that can spare a rhyme here, and rows where it must not use up an oblique ending."""
         rhyming, others = self._wanted(line)
         open_groups = self.groups & (self.rhyming_left > rhyming)
         return open_groups, self.oblique_left <= others
 
     def _after_oblique(self, line: int) -> tuple[np.ndarray, np.ndarray]:
-        """Groups (rows, G) with room for an oblique ending here, and those of them that can spare no rhyme for it."""
+        """Groups (rows, G) that allow an oblique ending here, and those of them that cannot spare a rhyme for it."""
         rhyming, others = self._wanted(line)
         open_groups = self.groups & (self.oblique_left > others)[:, None]
         return open_groups, open_groups & (self.rhyming_left == rhyming)
@@ -181,7 +181,7 @@ class Rules:
         return (self.ways & ~self.rhymed).any(axis=1) if line == 0 else np.full(len(self.ways), not line % 2)
 
     def _end(self, line: int, tokens: np.ndarray) -> None:
-        """A line ended in `tokens`: settle whether the first one rhymes, and keep the groups that are open then."""
+        """A line ended in `tokens`: decide whether the first line rhymes, and keep the groups that stay open."""
         oblique = self._oblique_here(line) & self.readings.oblique[tokens]
         after_rhyme, _ = self._after_rhyme(line)
         after_oblique, tight = self._after_oblique(line)
@@ -189,9 +189,9 @@ class Rules:
         after_oblique &= ~(tight & theirs)
         after_rhyme &= theirs
         fixed = line in self.endings
-        if fixed:  # it was counted as taken from the beginning, and found to fit
+        if fixed:  # it was counted as taken from the start, and is known to fit
             after_oblique, after_rhyme = self.groups, self.groups & theirs
-        if line == 0:  # read oblique where it can be, it leaves the rhyme open
+        if line == 0:  # reading it as oblique where possible leaves the rhyme open
             self.ways &= np.where(oblique[:, None], ~self.rhymed, self.rhymed)
         self.groups = np.where(oblique[:, None], after_oblique, after_rhyme)
         if not fixed:
@@ -202,7 +202,7 @@ class Rules:
 
 
 def _classes(readings: Readings) -> np.ndarray:
-    """(8, V): the tokens that may stand where the open ways together need this set of `NEEDS`."""
+    """(8, V): the tokens that are allowed where the open ways together have this set of `NEEDS`."""
     return np.array(
         [
             (readings.characters & bool(needs & NEEDS[FREE]))

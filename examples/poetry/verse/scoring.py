@@ -1,4 +1,4 @@
-"""How probable texts are in the model: at temperature 1, with nothing forbidden."""
+"""How probable texts are under the model: at temperature 1, with nothing forbidden."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import minidl
 def log_probabilities(model: PoemModel, vocabulary: Vocabulary, poems: Sequence[str]) -> list[np.ndarray]:
     """The log-probability of every character of each poem and of its end, (len(poem) + 1,).
 
-    A character that the model never met has that of the unknown mark. The first one of a model that has no mark to
-    begin with is NaN, for such a model cannot say.
+    A character outside the vocabulary gets the unknown mark's. The first is NaN for a model without a begin mark, which
+    does not predict it.
     """
     end = vocabulary.ids[END]
-    targets = np.full((len(poems), max(map(len, poems)) + 1), end, np.int32)  # filled up with ends, which are dropped
+    targets = np.full((len(poems), max(map(len, poems)) + 1), end, np.int32)  # padded with end marks, which are dropped
     for row, poem in zip(targets, poems, strict=True):
         row[: len(poem)] = vocabulary.encode(poem)
     found = np.full(targets.shape, np.nan)

@@ -1,4 +1,4 @@
-"""How well poems keep the rules, and how probable they are: written ones, free samples and Tang poems."""
+"""A figure: how well poems keep the rules and how probable they are, for written poems, free samples and Tang poems."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PANELS = {
 
 
 def draw_verse(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A panel for each share, and one for the log-probability of a character."""
+    """A panel for each share, and one for the log-probability per character."""
     forms = list(dict.fromkeys(row["form"] for row in rows))
     lettering = Lettering("".join(forms))
     figure = Figure(figsize=(11, 6), layout="constrained")
@@ -47,7 +47,7 @@ def draw_verse(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _value(rows: Sequence[Mapping[str, Any]], form: str, what: str, name: str) -> float:
-    """The figure of the first set of that name; NaN leaves a gap where there is none."""
+    """The value of the first set with that name, or NaN, which is drawn as a gap."""
     for row in rows:
         if row["form"] == form and row["what"].split(" ")[0].rstrip(",") == what:
             return float("nan") if row[name] is None else row[name]

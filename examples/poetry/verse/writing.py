@@ -1,4 +1,4 @@
-"""Writing poems with a trained model, one character after the other."""
+"""Writing poems with a trained model, one character at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import minidl
 from minidl.backend import Rng
 
 STARTS = "日紅山夜湖海月"  # the report's seven
-TEMPERATURE = 0.7  # below 1 plainer and safer, above 1 wilder
+TEMPERATURE = 0.7  # below 1 is plainer and safer, above 1 wilder
 
 
 def write_poems(
@@ -30,11 +30,11 @@ def write_poems(
     rules: FreeVerse | None = None,
     rng: Rng = None,
 ) -> list[str]:
-    """One poem for each of `starts` (text it begins with, may be empty), all written side by side.
+    """One poem for each of `starts` (the text it begins with, possibly empty), all written side by side.
 
-    A poem ends at the end mark or at `max_length` characters. With `argmax` the likeliest character is
-    taken at every place, else one is drawn (see minidl.sample); `rules` may forbid some. A start's characters must be
-    in the vocabulary.
+    A poem ends at the end mark or at `max_length` characters. With `argmax` the likeliest character is taken at every
+    place, otherwise one is sampled (see minidl.sample); `rules` may forbid some. A start's characters must be in the
+    vocabulary.
     """
     rng = np.random.default_rng(rng)
     end = vocabulary.ids[END]
@@ -43,9 +43,9 @@ def write_poems(
     poems: list[list[int]] = [[] for _ in starts]
     state: State | None = None
     latest = np.full(len(starts), vocabulary.ids.get(BEGIN, end), np.int32)
-    if BEGIN not in vocabulary:  # such a model (the report's) begins with the first character itself
+    if BEGIN not in vocabulary:  # such a model (the report's) starts from the first character
         if not all(starts):
-            raise ValueError("this model needs a first character to begin with")
+            raise ValueError("this model needs a first character to start from")
         latest = np.array([ids[0] for ids in forced], np.int32)
         poems = [[int(ids[0])] for ids in forced]
     limits = [max(max_length, len(start)) for start in starts]
