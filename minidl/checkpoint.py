@@ -2,27 +2,27 @@
 
 The file's metadata has one entry, "minidl": a JSON object of
 
-    format      2; a file of format 1, which had no versions, is read as well
-    versions    of minidl, NumPy and safetensors, which wrote the file
-    metadata    the caller's, as JSON text
-    sha256      over the two before and every tensor's name, dtype, shape and bytes: safetensors has no checksum
+    format      2; format 1, which had no versions, can be read as well
+    versions    the versions of minidl, NumPy and safetensors that wrote the file
+    metadata    the caller's metadata, as JSON text
+    sha256      over these two and every tensor's name, dtype, shape and bytes: safetensors has no checksum
 
-What `save` promises
-    killed at any instant       `path` holds the old file or the new one, whole; at most a `.name.*.tmp` stays beside
-                                it, which a save of the same path deletes an hour later
-    disk full, not writable     CheckpointError; `path` is as it was, and nothing stays beside it
-    power cut after it returned the new file is there, as far as the disk keeps what it was told to flush
+What `save` guarantees
+    killed at any instant       `path` holds the complete old file or the complete new one; at most a `.name.*.tmp`
+                                remains beside it, which a later save of the same path deletes after an hour
+    disk full, not writable     CheckpointError; `path` is unchanged, and nothing remains beside it
+    power cut after it returned the new file is there, if the disk honours a flush
     NaN or infinity anywhere    CheckpointError, before anything is written
 
-What `load` promises, whatever bytes the file holds: no code in it is run, and memory stays within about twice its
-size, or thirty times where a header of tiny tensors or JSON values takes most of it. CheckpointError, one line
-that names the file and the fault, for
-    cut short, grown, bits flipped, tensors exchanged, added or taken away, a dtype or shape that was changed
-    a header that is no JSON, or that promises more than the file holds
+What `load` guarantees for any file content: no code in the file is run, and memory use stays within about twice its
+size, or thirty times if most of it is a header of tiny tensors or JSON values. It raises CheckpointError, one line
+with the file and the fault, for
+    a truncated or extended file, flipped bits, tensors swapped, added or removed, a changed dtype or shape
+    a header that is not JSON, or that promises more than the file contains
     another program's file, a later format
-    a valid checksum over what `save` never writes: NaN, infinity, a key twice, metadata that is no object
-    no file, a directory, a pipe or a device, a file that must not be read
-The digest is a checksum and no signature: it finds damage, not who wrote the file.
+    a valid checksum over content that `save` never writes: NaN, infinity, a duplicate key, metadata that is no object
+    a missing file, a directory, a pipe or a device, a file without read permission
+The digest is a checksum, not a signature: it detects damage, but does not say who wrote the file.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from .backend import Array
 
 FORMAT = 2
 DTYPES = {np.dtype(code) for code in "?bBhHiIlLqQefd"}  # those that safetensors has, of the machine's byte order
-MOST = 100_000_000  # bytes that safetensors allows a header
-STALE = 3600.0  # seconds after which an unfinished file is taken for one whose writer was killed
+MOST = 100_000_000  # largest header in bytes that safetensors accepts
+STALE = 3600.0  # seconds after which the writer of an unfinished file is assumed to be dead
 
 
 class CheckpointError(Exception):
@@ -56,11 +56,10 @@ class CheckpointError(Exception):
 
 
 def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, Any]) -> None:
-    """Write `tensors` and `metadata` to `path`, atomically: the file is the old one or the new one, whole.
+    """Write `tensors` and `metadata` to `path`, atomically: the file is either the old one or the new one.
 
-    Tensors may be on either backend. Raises CheckpointError, and leaves what was at `path`, if a float
-    tensor holds NaN or infinity, a name or dtype is not one that the format has, the metadata is not JSON, or the
-    disk refuses.
+    Tensors may be on either backend. Raises CheckpointError, and leaves `path` unchanged, if a float tensor contains
+    NaN or infinity, the format does not support a name or dtype, the metadata is not JSON, or the disk refuses.
     """
     path = as_path(path)
     arrays = writable(path, "tensors", tensors)
@@ -78,19 +77,19 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(tensors, metadata): the tensors on the host, the metadata as JSON gives it back.
+    """(tensors, metadata): the tensors on the host, the metadata as JSON returns it.
 
-    Raises CheckpointError if the file is missing, is no checkpoint of minidl's, is damaged, or fails its checksum.
+    Raises CheckpointError if the file is missing, is not a minidl checkpoint, is damaged, or fails its checksum.
     """
     path = as_path(path)
     tensors, entries = read(path)
     if "minidl" not in entries:
-        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of minidl")
+        raise CheckpointError(f"{path}: a safetensors file, but not a minidl checkpoint")
     return tensors, _metadata(path, tensors, entries)
 
 
 def writable(path: Path, argument: str, tensors: Mapping[str, Array]) -> dict[str, np.ndarray]:
-    """`tensors`, the argument of that name, on the host as `write` takes them; CheckpointError if one cannot be."""
+    """`tensors` (called `argument` in errors) on the host, ready for `write`; CheckpointError if one cannot be."""
     if not isinstance(tensors, Mapping):
         raise TypeError(f"{argument} must be a dict of arrays, got {type(tensors).__name__}")
     arrays = {}
@@ -99,7 +98,7 @@ def writable(path: Path, argument: str, tensors: Mapping[str, Array]) -> dict[st
             arrays[name] = backend.to_host(array)
         except TypeError as error:
             raise CheckpointError(f"{path}: not written, {name!a}: {error}") from None
-    # Contiguous and of the machine's byte order. np.ascontiguousarray would make 0-d arrays 1-d.
+    # Contiguous and in native byte order. np.ascontiguousarray would make 0-d arrays 1-d.
     arrays = {name: a.astype(a.dtype.newbyteorder("="), order="C", copy=False) for name, a in arrays.items()}
     for name in arrays:
         if not isinstance(name, str) or name == "__metadata__" or not is_text(name):
@@ -127,7 +126,7 @@ def write(path: Path, arrays: dict[str, np.ndarray], entries: dict[str, str]) ->
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(tensors, metadata) of any safetensors file; CheckpointError if it is none. No tensor was looked into yet."""
+    """(tensors, metadata) of any safetensors file; CheckpointError if it is not one. Tensor values are not checked."""
     from safetensors.numpy import load as from_bytes
 
     try:
@@ -141,17 +140,17 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         tensors = from_bytes(content)
         header = content[8 : 8 + int.from_bytes(content[:8], "little")]
         return tensors, json.loads(header).get("__metadata__") or {}
-    except KeyError as error:  # a whole file, but safetensors has a dtype that NumPy has not
+    except KeyError as error:  # an intact file with a dtype that NumPy does not have
         remedy = "; where it was made, convert its tensors with .float()"
-        raise CheckpointError(f"{path}: holds tensors of dtype {_gist(error)}, which NumPy has not{remedy}") from error
+        raise CheckpointError(f"{path}: holds tensors of dtype {_gist(error)}, unknown to NumPy{remedy}") from error
     except Exception as error:  # the library's own, but also a ValueError for a shape, ...
-        raise CheckpointError(f"{path}: damaged or no safetensors file ({_gist(error)})") from error
+        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({_gist(error)})") from error
 
 
 def _content(path: Path) -> bytes:
-    """All bytes of a regular file; but only the first eight of one whose header would not fit into it."""
+    """All bytes of a regular file, or only the first eight if its header would not fit into it."""
     mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):  # looked at before it is opened, which can wait for ever
+    if not stat.S_ISREG(mode):  # checked before opening, which can block forever
         raise ValueError("is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -161,7 +160,7 @@ def _content(path: Path) -> bytes:
 
 
 def _metadata(path: Path, tensors: dict[str, np.ndarray], entries: dict[str, str]) -> dict[str, Any]:
-    """The caller's metadata, once everything in the file is found to be what `save` writes."""
+    """The caller's metadata, after checking that everything in the file is as `save` writes it."""
     try:
         if len(entries) > 1:
             raise ValueError("surplus entries")
@@ -188,24 +187,24 @@ def _metadata(path: Path, tensors: dict[str, np.ndarray], entries: dict[str, str
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """`path` as a Path, if it is one or a text."""
+    """`path` as a Path; TypeError if it is neither a path nor a str."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a str or a path, got {type(path).__name__}")
     return Path(path)
 
 
 def fault(arrays: Mapping[str, np.ndarray]) -> str:
-    """What no checkpoint may hold, or nothing."""
+    """What makes the arrays unfit for a checkpoint, or an empty string."""
     for name, array in arrays.items():
         if array.dtype not in DTYPES:
-            return f"{name[:100]!r} has dtype {array.dtype}, which checkpoints have not"
+            return f"{name[:100]!r} has dtype {array.dtype}, which checkpoints do not support"
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"{name[:100]!r} holds values that are not finite"
     return ""
 
 
 def _as_json(value: object) -> str:
-    """One text for equal values, so that a key that stands twice, or infinity as 1e999, shows by comparison."""
+    """One text for equal values, so that a duplicate key, or infinity as 1e999, shows in a comparison."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
 
 
@@ -235,7 +234,7 @@ def _digest(arrays: Mapping[str, np.ndarray], covered: object) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write `content` beside `path` and put it in its place once it is safely on the disk."""
+    """Write `content` beside `path`, and rename it to `path` once it is safely on disk."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("xb") as file:
@@ -253,7 +252,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _sweep(path: Path, before: float) -> None:
-    """Delete what killed saves of `path` left; by age, on the file system's clock, as others may be saving now."""
+    """Delete leftovers of killed saves of `path`, by age on the file system's clock: others may be saving right now."""
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-z_]{{8,16}}\.tmp")
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
@@ -264,7 +263,7 @@ def _sweep(path: Path, before: float) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """fsync, for file systems that know it for folders; only a fault of the disk is an error."""
+    """fsync, for file systems that support it on folders; only a disk fault is an error."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -277,7 +276,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """The system's words; a ValueError is of a path that cannot be one, for a zero byte in it."""
+    """The system's message; a ValueError means an impossible path, with a zero byte in it."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -287,7 +286,7 @@ def _gist(error: BaseException) -> str:
 
 
 def is_text(name: str) -> bool:
-    """Whether `name` can be written as UTF-8, which half a surrogate pair cannot."""
+    """Whether `name` can be encoded as UTF-8; half a surrogate pair cannot."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Checks of what callers hand in: each raises one line that names the argument, what came and what was expected."""
+"""Checks of arguments: each raises one line with the argument's name, what came and what was expected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def integer(name: str, value: int, low: int) -> int:
 
 
 def _index(value: object) -> int:
-    """`value` as an int; TypeError for what is none, True and False among them, which Python takes for 1 and 0."""
+    """`value` as an int; TypeError for anything else, including True and False, which Python accepts as 1 and 0."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError
     return operator.index(value)  # type: ignore[arg-type]
@@ -47,12 +47,12 @@ def number(
 ) -> float:
     """`value` as a finite float in [low, high), or in (low, high) with open_low; with `infinite` it may be inf."""
     try:
-        if isinstance(value, (str, bytes, bool, np.bool_)) or getattr(value, "ndim", None):  # float() takes them too
+        if isinstance(value, (str, bytes, bool, np.bool_)) or getattr(value, "ndim", None):  # float() accepts these
             raise TypeError
         result = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
-    except OverflowError:  # an int
+    except OverflowError:  # of a huge int
         result = math.inf
     in_range = low <= result < high or (infinite and result == math.inf)
     if not in_range or (open_low and result == low):
@@ -62,7 +62,7 @@ def number(
 
 
 def float_dtype(dtype: object, name: str = "dtype") -> np.dtype:
-    """`dtype` as float32 or float64, the two that layers compute in."""
+    """`dtype` as float32 or float64, the two dtypes that layers support."""
     try:
         # np.dtype(None) would be float64
         result = np.dtype(object if dtype is None else dtype)  # type: ignore[call-overload]
@@ -74,7 +74,7 @@ def float_dtype(dtype: object, name: str = "dtype") -> np.dtype:
 
 
 def fits(name: str, value: np.ndarray, dtype: np.dtype) -> None:
-    """No finite value of `value` becomes infinite as `dtype`."""
+    """Check that no finite value of `value` becomes infinite as `dtype`."""
     if value.dtype.itemsize > dtype.itemsize:
         with np.errstate(over="ignore"):
             beyond = np.isinf(value.astype(dtype)) & np.isfinite(value)
@@ -83,19 +83,19 @@ def fits(name: str, value: np.ndarray, dtype: np.dtype) -> None:
 
 
 def array(name: str, value: Array) -> None:
-    """`value` is an array, and no list or scalar."""
+    """Check that `value` is an array, not a list or a scalar."""
     if not (isinstance(value, np.ndarray) or backend.is_device(value)):
         raise TypeError(f"{name} must be an array, got {type(value).__name__}")
 
 
 def cache(value: object, kind: type) -> None:
-    """`value` is a cache of this kind."""
+    """Check that `value` is a cache of this kind."""
     if not isinstance(value, kind):
-        raise TypeError(f"cache must be the {kind.__name__} that forward gave, got {type(value).__name__}")
+        raise TypeError(f"cache must be the {kind.__name__} that forward returned, got {type(value).__name__}")
 
 
 def matrix(name: str, value: Array, width: int, like: Array, rows: int | None = None) -> None:
-    """`value` is (N, width) with N >= 1 (or N == rows), of the library and dtype of `like`, the weights."""
+    """Check that `value` is (N, width) with N >= 1 (or N == rows), with the library and dtype of the weights `like`."""
     array(name, value)
     backend.require_same(weight=like, **{name: value})
     expected = f"({'N' if rows is None else rows}, {width})"
@@ -108,24 +108,24 @@ def matrix(name: str, value: Array, width: int, like: Array, rows: int | None = 
 
 
 def ids(name: str, values: Array, limit: int, like: Array, rows: int | None = None) -> Array:
-    """`values` as a 1-D integer array beside `like`, each in [0, limit).
+    """`values` as a 1-D integer array on the backend of `like`, each in [0, limit).
 
-    Ids that come from the host are checked and, for a layer on a GPU, uploaded. Ids already on the
-    device are trusted: looking at them would make the host wait.
+    Ids from the host are checked and, for a layer on a GPU, uploaded. Ids already on the device are trusted: checking
+    them would make the host wait.
     """
     on_device = backend.is_device(values)
     try:
         array = values if on_device else np.asarray(values)
         if array.dtype.kind not in "biufc":  # None, text
             raise TypeError
-    except (TypeError, ValueError):  # a nest of unequal lists, or of device arrays; a whole PackedSequence
+    except (TypeError, ValueError):  # ragged lists, lists of device arrays, a PackedSequence
         raise TypeError(f"{name} must be a 1-D array of integers, got {type(values).__name__}") from None
     if on_device and not backend.is_device(like):
         raise TypeError(f"{name} is a cupy array but the layer's weight is a numpy array")
     if array.ndim != 1:
         raise ValueError(f"{name} must be 1-D, one id per row, got shape {array.shape}")
     if rows is not None and array.shape[0] != rows:
-        raise ValueError(f"{name} must hold {rows} ids, one per row, got {array.shape[0]}")
+        raise ValueError(f"{name} must contain {rows} ids, one per row, got {array.shape[0]}")
     if array.shape[0] == 0:
         raise ValueError(f"{name} is an empty batch; expected at least one id")
     if array.dtype.kind not in "iu":
@@ -134,14 +134,14 @@ def ids(name: str, values: Array, limit: int, like: Array, rows: int | None = No
         return array
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= limit:
-        raise IndexError(f"{name} holds the id {low if low < 0 else high}; expected 0 to {limit - 1}")
+        raise IndexError(f"{name} contains the id {low if low < 0 else high}; expected 0 to {limit - 1}")
     if array.dtype == np.uint64:
-        array = array.astype(np.int64)  # NumPy 1 does not index with them
+        array = array.astype(np.int64)  # NumPy 1 does not index with uint64
     return backend.of(like).asarray(array)
 
 
 def packing(value: object, rows: int) -> list[int]:
-    """The batch_sizes of a Packing or a PackedSequence, or of one's like, of so many rows."""
+    """The checked batch_sizes of a Packing, a PackedSequence or the like, for so many rows."""
     if not hasattr(value, "batch_sizes"):
         given = f"got {type(value).__name__}"
         raise TypeError(f"packing must be a PackedSequence or a minidl.Packing(batch_sizes), {given}")
@@ -149,19 +149,19 @@ def packing(value: object, rows: int) -> list[int]:
 
 
 def state(name: str, value: object, rows: int, width: int, like: Array, exact: bool = False) -> tuple[Array, Array]:
-    """`value` as an LSTM's (h, c), each of `rows` rows, or of at least as many, beside `like`."""
+    """`value` as an LSTM's (h, c), each with `rows` rows (exact) or at least as many, on the backend of `like`."""
     if not (isinstance(value, (tuple, list)) and len(value) == 2):
         raise TypeError(f"{name} must be a pair (h, c), got {type(value).__name__}")
     h, c = value
     matrix(f"{name} h", h, width, like=like, rows=rows if exact else None)
     matrix(f"{name} c", c, width, like=like, rows=len(h))
     if len(h) < rows:
-        raise ValueError(f"{name} must hold at least the {rows} rows of batch_sizes[0], got {len(h)}")
+        raise ValueError(f"{name} must have at least the {rows} rows of batch_sizes[0], got {len(h)}")
     return h, c
 
 
 def batch_sizes(values: Sequence[int] | Array, rows: int) -> list[int]:
-    """`values` as a list of ints that never rise, are at least 1 and sum to `rows`."""
+    """`values` as a list of ints that never increase, are at least 1 and sum to `rows`."""
     if backend.is_device(values):
         raise TypeError("batch_sizes must be on the host, got a cupy array")
     try:
@@ -175,7 +175,7 @@ def batch_sizes(values: Sequence[int] | Array, rows: int) -> list[int]:
         raise ValueError(f"batch_sizes must be at least 1 at every step, got {sizes[-1]} at the last")
     for step, (before, after) in enumerate(pairwise(sizes)):
         if after > before:
-            raise ValueError(f"batch_sizes must not rise, got {before} then {after} at step {step + 1}")
+            raise ValueError(f"batch_sizes must not increase, got {before} then {after} at step {step + 1}")
     if sum(sizes) != rows:
         raise ValueError(f"batch_sizes must sum to the {rows} rows of x, got {sum(sizes)}")
     return sizes
@@ -184,9 +184,9 @@ def batch_sizes(values: Sequence[int] | Array, rows: int) -> list[int]:
 def state_dict(
     owner: object, tensors: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], integers: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """`tensors` on the host: those of these names and shapes, floating point but for the `integers`."""
+    """`tensors` on the host, checked for names and shapes; all floating point except `integers`."""
     if not isinstance(tensors, Mapping):
-        raise TypeError(f"tensors must be a dict as state_dict gives it, got {type(tensors).__name__}")
+        raise TypeError(f"tensors must be a dict as returned by state_dict, got {type(tensors).__name__}")
     missing, surplus = sorted(shapes.keys() - tensors.keys()), sorted(map(str, tensors.keys() - shapes.keys()))
     if missing or surplus:
         raise ValueError(f"state_dict does not fit {type(owner).__name__}: missing {missing}, unexpected {surplus}")

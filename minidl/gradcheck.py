@@ -1,7 +1,7 @@
-"""Numerical gradients: every backward pass is held against central differences.
+"""Numerical gradients: checks a backward pass against central differences.
 
-For a random R of the output's shape, L = sum(R * output) is a number, so dL/dw can be had twice: from
-`backward` with dy = R, and as (L(w + e) - L(w - e)) / 2e. In float64 the two agree to 1e-7 or better.
+For a random R of the output's shape, L = sum(R * output) is a number, so dL/dw can be computed in two
+ways: by `backward` with dy = R, and as (L(w + e) - L(w - e)) / 2e. In float64 they agree to 1e-7 or better.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .backend import Rng
 from .layer import Layer
 
 EPSILON = 1e-5
-TOLERANCE = 1e-5  # relative; differences of a sound float64 gradient stay below 1e-7
-ENTRIES = 200  # of a larger array this many entries are checked, drawn at random
+TOLERANCE = 1e-5  # relative; a correct float64 gradient stays below 1e-7
+ENTRIES = 200  # of a larger array, this many random entries are checked
 
 
 class Check(NamedTuple):
@@ -54,13 +54,13 @@ def gradcheck(layer: Any, *inputs: Any, rng: Rng = None, state: Any = None) -> R
     """Check the gradients of all parameters of `layer` and of its float64 inputs; returns a Report.
 
     `layer` is a Layer, and the inputs are those of its forward: x, and the packing if it needs one. With a `state`,
-    which forward then starts from, the gradients by way of `cache.state` and in `cache.dstate` are checked too (see
-    layer.py). Or it is a loss: a Layer with forward_backward(*inputs) -> (loss, dx), or a function of that form, such
-    as softmax_cross_entropy; of several float64 inputs it gives the gradients as a tuple.
+    forward starts from it, and the gradients through `cache.state` and in `cache.dstate` are checked too (see
+    layer.py). Or `layer` is a loss: a Layer with forward_backward(*inputs) -> (loss, dx), or such a function, for
+    example softmax_cross_entropy; with several float64 inputs it returns their gradients as a tuple.
 
-    Raises GradientError with the worst entry, its analytic and its numeric value; also where backward changes dy or
-    the cache, or sets a gradient instead of adding to it. TypeError if anything is not float64 or there is nothing to
-    check. `layer` is left as it was (a function's own variables are not).
+    Raises GradientError with the worst entry, its analytic and its numeric value, and also if backward changes dy or
+    the cache, or sets a gradient instead of adding to it. TypeError if anything is not float64, or if there is nothing
+    to check. `layer` is not changed (a function's own variables may be).
     """
     rng = backend.generator(rng)
     if isinstance(layer, type) or not callable(layer):
@@ -72,12 +72,12 @@ def gradcheck(layer: Any, *inputs: Any, rng: Rng = None, state: Any = None) -> R
     for name, array in arrays + [(name, p.data) for name, p in parameters]:
         if backend.is_device(array):
             raise TypeError(
-                f"gradcheck works on the host, but {name} is a cupy array: check a layer of backend='numpy'"
+                f"gradcheck works on the host, but {name} is a cupy array: check a layer with backend='numpy'"
             )
         if array.dtype != np.float64:
             raise TypeError(f"gradcheck needs float64, got {array.dtype} for {name}")
 
-    for _, parameter in parameters:  # gradients that are there must be added to, not replaced
+    for _, parameter in parameters:  # backward must add to existing gradients, not replace them
         parameter.grad[...] = rng.normal(size=parameter.grad.shape)
     before = [parameter.grad.copy() for _, parameter in parameters]
     if isinstance(layer, Layer) and not hasattr(layer, "forward_backward"):
@@ -86,7 +86,7 @@ def gradcheck(layer: Any, *inputs: Any, rng: Rng = None, state: Any = None) -> R
         loss, gradients = _gradients_of_loss(getattr(layer, "forward_backward", layer), inputs)
     if len(gradients) != len(arrays):
         wanted = ", ".join(name for name, _ in arrays) or "none"
-        raise GradientError(f"backward gave {len(gradients)} gradients for {len(arrays)} inputs: {wanted}")
+        raise GradientError(f"backward returned {len(gradients)} gradients for {len(arrays)} inputs: {wanted}")
     checked = [(name, array, grad) for (name, array), grad in zip(arrays, gradients, strict=True)]
     checked += [(name, p.data, p.grad - old) for (name, p), old in zip(parameters, before, strict=True)]
     report = Report([_compare(name, array, grad, loss, rng) for name, array, grad in checked])
@@ -102,7 +102,7 @@ def gradcheck(layer: Any, *inputs: Any, rng: Rng = None, state: Any = None) -> R
 
 
 def _gradients_of_loss(both: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Callable[[], float], list[Any]]:
-    """The loss as a function of nothing (it reads `inputs` anew), and the gradients of the inputs."""
+    """The loss as a function without arguments (it rereads `inputs`), and the gradients of the inputs."""
     result = both(*inputs)
     _require_pair(result, "forward_backward must return a pair (loss, dx)")
     return lambda: float(both(*inputs)[0]), _floats(result[1])
@@ -111,8 +111,8 @@ def _gradients_of_loss(both: Callable[..., Any], inputs: tuple[Any, ...]) -> tup
 def _gradients_of_layer(
     layer: Any, inputs: tuple[Any, ...], state: Any, rng: np.random.Generator
 ) -> tuple[Callable[[], float], list[Any]]:
-    """L = sum(R * y) + sum(S * cache.state) as a function of nothing, and the gradients of x and of the state that was
-    given; checks the layer contract."""
+    """L = sum(R * y) + sum(S * cache.state) as a function without arguments, and the gradients of x and of the given
+    state; also checks the layer contract."""
 
     def forward() -> Any:
         return layer.forward(*inputs) if state is None else layer.forward(*inputs, state=state)
@@ -124,7 +124,7 @@ def _gradients_of_layer(
     for leaf in _leaves((y, last)):
         if not _is_array(leaf):
             raise GradientError(
-                f"forward must give y, and cache.state if it has one, as arrays, got {type(leaf).__name__}"
+                f"forward must return y, and cache.state if there is one, as arrays, got {type(leaf).__name__}"
             )
     upstream = [rng.normal(size=array.shape) for array in _floats((y, last))]
     dy, dlast = _like((y, last), iter(array.copy() for array in upstream))
@@ -141,10 +141,10 @@ def _gradients_of_layer(
     if not all(np.array_equal(a, b) for a, b in zip(_floats((dy, dlast)), upstream, strict=True)):
         raise GradientError("backward changed dy, which belongs to the caller")
     if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*results, strict=True)):
-        raise GradientError("backward gave another result when called again: it changed its cache")
+        raise GradientError("backward returned a different result when called again: it changed its cache")
     for p, start, once, twice in zip(layer.parameters(), *grads, strict=True):
         if not np.allclose(twice - once, once - start, rtol=1e-9, atol=1e-9):
-            raise GradientError(f"backward must add its gradient to {p.name}.grad each time that it is called")
+            raise GradientError(f"backward must add its gradient to {p.name}.grad every time it is called")
         p.grad[...] = once
 
     def loss() -> float:
@@ -161,7 +161,7 @@ def _require_pair(result: Any, rule: str) -> None:
 
 
 def _compare(name: str, array: Any, gradient: Any, loss: Callable[[], float], rng: np.random.Generator) -> Check:
-    """The worst of up to ENTRIES entries of `array`, which is moved in place and put back."""
+    """The worst of up to ENTRIES entries of `array`, which is changed in place and restored."""
     if gradient.shape != array.shape:
         raise GradientError(f"gradient of {name} has shape {gradient.shape}; expected {array.shape}")
     picked = np.sort(rng.permutation(array.size)[:ENTRIES])
@@ -173,7 +173,7 @@ def _compare(name: str, array: Any, gradient: Any, loss: Callable[[], float], rn
         array.flat[index] = value - EPSILON
         numeric[place] = (above - loss()) / (2 * EPSILON)
         array.flat[index] = value
-    # The differences' rounding is absolute and grows with the loss: smaller entries are held to its scale.
+    # Rounding of the differences is absolute and grows with the loss, so smaller entries are judged on its scale.
     floor = max(1e-3 * np.abs(numeric).max(), 1e-4 * max(1.0, abs(loss())))
     error = np.abs(analytic - numeric) / np.maximum(np.maximum(np.abs(analytic), np.abs(numeric)), floor)
     worst = int(np.argmax(np.where(np.isnan(error), np.inf, error)))
@@ -182,7 +182,7 @@ def _compare(name: str, array: Any, gradient: Any, loss: Callable[[], float], rn
 
 
 def _floats(value: Any) -> list[Any]:
-    """The float arrays in a nest of tuples and lists, in order. What has fields, as a packing, is not looked into."""
+    """The float arrays in a nest of tuples and lists, in order. Named tuples, such as a packing, are skipped."""
     return [leaf for leaf in _leaves(value) if _is_array(leaf) and leaf.dtype.kind == "f"]
 
 
@@ -195,12 +195,12 @@ def _is_array(value: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """The nest with every array copied by itself: one that is handed in twice becomes two."""
+    """The nest with every array copied separately: one that is passed twice becomes two."""
     return tuple(_copied(part) for part in value) if _is_nest(value) else copy.deepcopy(value)
 
 
 def _like(value: Any, arrays: Iterator[Any]) -> Any:
-    """The nest of `value` with its arrays replaced by the next ones of `arrays`."""
+    """The nest of `value` with its arrays replaced by the next of `arrays`."""
     return tuple(_like(part, arrays) for part in value) if _is_nest(value) else next(arrays)
 
 

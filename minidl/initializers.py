@@ -1,4 +1,4 @@
-"""Start values for weights: host arrays in float64, cast by whoever stores them.
+"""Initial values for weights: host arrays in float64, cast when they are stored.
 
     parameter.data[...] = minidl.initializers.orthogonal(parameter.data.shape, rng=0)
 
@@ -17,7 +17,7 @@ from .backend import Rng, generator
 
 
 def zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """All zeros: right for a bias, useless for a weight matrix, whose units would all stay the same."""
+    """All zeros: right for a bias, useless for a weight matrix, whose units would all stay equal."""
     return np.zeros(_shape(shape))
 
 
@@ -33,7 +33,7 @@ def normal(shape: tuple[int, ...], std: float = 1.0, rng: Rng = None) -> np.ndar
 
 
 def xavier_uniform(shape: tuple[int, int], rng: Rng = None) -> np.ndarray:
-    """U(-a, a) with a = sqrt(6 / (fan_in + fan_out)): keeps the signals' variance (Glorot & Bengio 2010)."""
+    """U(-a, a) with a = sqrt(6 / (fan_in + fan_out)): preserves the variance of signals (Glorot & Bengio 2010)."""
     fan_out, fan_in = _matrix(shape)
     return uniform(shape, math.sqrt(6.0 / (fan_in + fan_out)), rng)
 
@@ -42,7 +42,7 @@ def orthogonal(shape: tuple[int, int], rng: Rng = None) -> np.ndarray:
     """A uniformly random matrix with orthonormal rows or columns, whichever are fewer (Saxe et al. 2014)."""
     rows, columns = _matrix(shape)
     q, r = np.linalg.qr(generator(rng).normal(size=(max(rows, columns), min(rows, columns))))
-    q *= np.sign(np.diag(r))  # QR's own choice of signs would make the distribution uneven
+    q *= np.sign(np.diag(r))  # QR's own choice of signs would not be uniform
     return np.ascontiguousarray(q if rows >= columns else q.T)
 
 
@@ -54,10 +54,10 @@ def _matrix(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """`shape`, each size at least 1; MemoryError for more numbers than an address can tell apart."""
+    """`shape`, each size at least 1; MemoryError for more numbers than can be addressed."""
     if not isinstance(shape, (tuple, list)):
         raise TypeError(f"shape must be a tuple of ints, got {type(shape).__name__}")
     sizes = tuple(checks.size(f"shape[{axis}]", length) for axis, length in enumerate(shape))
     if math.prod(sizes) > sys.maxsize // 8:
-        raise MemoryError(f"no memory holds an array of shape {sizes}")
+        raise MemoryError(f"no memory can hold an array of shape {sizes}")
     return sizes

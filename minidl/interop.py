@@ -1,29 +1,29 @@
-"""Weights that travel: minidl's state dicts as PyTorch's and back, in memory and in plain safetensors files.
+"""Converts state dicts between minidl and PyTorch, in memory and as plain safetensors files.
 
     minidl                      PyTorch
     lstm.weight_ih (4H, I)      lstm.weight_ih_l0
     lstm.weight_hh (4H, H)      lstm.weight_hh_l0
-    lstm.bias (4H,)             lstm.bias_ih_l0, with zeros as lstm.bias_hh_l0; the way back is their sum, or zeros
+    lstm.bias (4H,)             lstm.bias_ih_l0, with zeros as lstm.bias_hh_l0; on the way back their sum, or zeros
                                 for bias=False
-    lstms.0.weight_ih, ...      lstms.0.weight_ih_l0, ...   of a ModuleList, whose LSTMs have one layer each
+    lstms.0.weight_ih, ...      lstms.0.weight_ih_l0, ...   of a ModuleList of one-layer LSTMs
     lstms.1.weight_ih, ...      lstms.1.weight_ih_l0, ...
     anything else               the same: Embedding and Linear have PyTorch's names and shapes
 
-An LSTM is recognised by a weight_hh of shape (4H, H). Other arrays with such names, those of a GRU of your own for
-instance, keep them, and a UserWarning lists them.
+An LSTM is recognised by a weight_hh of shape (4H, H). Other arrays with such names, for example those of your own GRU,
+keep their names, and a UserWarning lists them.
 
-Gates come in the order i, f, g, o on both sides, so that no row moves. An nn.LSTM of several layers,
-lstms.weight_ih_l0, lstms.weight_ih_l1, ..., always becomes a list, lstms.0.weight_ih, lstms.1.weight_ih, ...; the
-reverse of that is `to_torch(..., stacked=True)`. With `stacked=True`, `from_torch` makes a list of one layer too.
+Gates have the order i, f, g, o in both libraries, so no row moves. An nn.LSTM with several layers, lstms.weight_ih_l0,
+lstms.weight_ih_l1, ..., always becomes a list, lstms.0.weight_ih, lstms.1.weight_ih, ...; the reverse is
+`to_torch(..., stacked=True)`. With `stacked=True`, `from_torch` also turns a single layer into a list.
 
-A tied weight stands once in a state dict of minidl, under its first name: a module that ties it as well takes
-`load_state_dict(..., strict=False)`, or `safetensors.torch.load_model` of a file. On the way back, of names whose
-tensors share memory the first one stays. PyTorch's two biases get the same gradient, so that their sum moves twice as
-far in a step of training: to train on there as here, freeze the second one at zero.
+A tied weight occurs once in a minidl state dict, under its first name: a module that ties it too needs
+`load_state_dict(..., strict=False)`, or `safetensors.torch.load_model` for a file. On the way back, of several names
+that share memory only the first is kept. PyTorch's two biases get the same gradient, so their sum moves twice as far
+in a training step: to continue training there as here, freeze the second one at zero.
 
-Values are copied bit for bit, NaN and infinity too; but files refuse those, as `minidl.save` does.
-ValueError, one line with the name and why, for what minidl does not have: PyTorch's LSTMs that are bidirectional or
-project their output, nn.GRU and nn.RNN, names of Keras and ONNX, dtypes other than float16, float32 and float64.
+Values are copied bit for bit, including NaN and infinity, but files refuse those, as `minidl.save` does.
+Unsupported features raise a ValueError, one line with the name and the reason: bidirectional LSTMs and LSTMs with
+projections, nn.GRU and nn.RNN, names of Keras and ONNX, dtypes other than float16, float32 and float64.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FLOATS = {np.dtype(code) for code in "efd"}
 WEIGHTS, BIASES = ("weight_ih", "weight_hh"), ("bias_ih", "bias_hh")
 NUMBER = "(0|[1-9][0-9]*)"
 THEIRS = re.compile(rf"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)_l{NUMBER}(_reverse)?")  # after the prefix
-IN_LIST = re.compile(rf"((?:.*\.)?){NUMBER}\.", re.DOTALL)  # a prefix: the list's, and the place in it
+IN_LIST = re.compile(rf"((?:.*\.)?){NUMBER}\.", re.DOTALL)  # the prefix of the list, and the index in it
 
 Arrays = dict[str, np.ndarray]
 
@@ -51,7 +51,7 @@ Arrays = dict[str, np.ndarray]
 def to_torch(state_dict: Mapping[str, Array], *, stacked: bool = False) -> dict[str, Any]:
     """PyTorch tensors on the CPU by PyTorch's names: `module.load_state_dict(to_torch(model.state_dict()))`.
 
-    With `stacked`, a list of LSTMs is one nn.LSTM of several layers. The tensors share no memory with the arrays.
+    With `stacked`, a list of LSTMs becomes one nn.LSTM with several layers. Tensors and arrays share no memory.
     """
     import torch
 
@@ -62,9 +62,8 @@ def to_torch(state_dict: Mapping[str, Array], *, stacked: bool = False) -> dict[
 def from_torch(state_dict: Mapping[str, Any], *, stacked: bool = False) -> Arrays:
     """NumPy arrays by minidl's names: `model.load_state_dict(from_torch(module.state_dict()))`.
 
-    Tensors may be on any device and require a gradient; arrays, as `safetensors.numpy` gives them, are taken too.
-    With `stacked`, an nn.LSTM of one layer is a list of one, as those of several layers are. The arrays share no
-    memory with the tensors.
+    Tensors may be on any device and require a gradient; arrays, as from `safetensors.numpy`, work too. With `stacked`,
+    an nn.LSTM with one layer becomes a list of one. Arrays and tensors share no memory.
     """
     return {name: array.copy() for name, array in _ours(_host(state_dict), stacked).items()}
 
@@ -76,19 +75,19 @@ def write_safetensors(
     *,
     stacked: bool = False,
 ) -> None:
-    """What `to_torch` gives as a file that `safetensors.torch.load_file` reads; needs no PyTorch.
+    """Write the result of `to_torch` as a file for `safetensors.torch.load_file`; does not need PyTorch.
 
-    Written atomically, as `minidl.save` does, but without its checksum; `metadata` is text by name. Raises
-    CheckpointError, and leaves what was at `path`, for all that `to_torch` and `minidl.save` refuse.
+    Written atomically, like `minidl.save`, but without its checksum; `metadata` is text by name. Raises
+    CheckpointError, and leaves `path` unchanged, for everything that `to_torch` and `minidl.save` refuse.
     """
     path = checkpoint.as_path(path)
     arrays = checkpoint.writable(path, "state_dict", state_dict)
     if not isinstance(metadata, (Mapping, type(None))):
         raise TypeError(f"metadata must be a dict of text by name, got {type(metadata).__name__}")
-    metadata = {"format": "pt"} | dict(metadata or {})  # some readers ask for it
+    metadata = {"format": "pt"} | dict(metadata or {})  # some readers require it
     if not all(isinstance(text, str) and checkpoint.is_text(text) for pair in metadata.items() for text in pair):
         raise checkpoint.CheckpointError(f"{path}: not written, metadata must be text by name")
-    if "minidl" in metadata:  # which `read_safetensors` would refuse
+    if "minidl" in metadata:  # `read_safetensors` would refuse it
         raise checkpoint.CheckpointError(f"{path}: not written, metadata has 'minidl', the mark of a checkpoint")
     try:
         theirs = _theirs(_host(arrays), stacked)
@@ -98,15 +97,15 @@ def write_safetensors(
 
 
 def read_safetensors(path: str | os.PathLike[str], *, stacked: bool = False) -> Arrays:
-    """`from_torch` of a safetensors file with PyTorch's names; needs no PyTorch.
+    """`from_torch` of a safetensors file with PyTorch's names; does not need PyTorch.
 
-    Raises CheckpointError for all that `from_torch` refuses, a file that is none or is damaged as far as a format
-    without a checksum shows it, NaN and infinity, and checkpoints of minidl's own, which `minidl.load` reads.
+    Raises CheckpointError for everything that `from_torch` refuses, for other or visibly damaged files (the format has
+    no checksum), for NaN and infinity, and for minidl's own checkpoints, which `minidl.load` reads.
     """
     path = checkpoint.as_path(path)
     arrays, entries = checkpoint.read(path)
     if "minidl" in entries:
-        raise checkpoint.CheckpointError(f"{path}: a checkpoint of minidl, which minidl.load reads")
+        raise checkpoint.CheckpointError(f"{path}: a minidl checkpoint; read it with minidl.load")
     try:
         ours = _ours(_host(arrays), stacked)
     except ValueError as error:
@@ -118,7 +117,7 @@ def read_safetensors(path: str | os.PathLike[str], *, stacked: bool = False) -> 
 
 
 def _host(state_dict: Mapping[str, Any]) -> Arrays:
-    """Floats on the host by name; of tensors that share memory the first alone, if they are no part of an LSTM."""
+    """Floats on the host by name; of tensors that share memory only the first, unless they belong to an LSTM."""
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict must be a dict of tensors by name, got {type(state_dict).__name__}")
     arrays: Arrays = {}
@@ -137,13 +136,13 @@ def _host(state_dict: Mapping[str, Any]) -> Arrays:
 
 
 def _floats(name: str, value: Any) -> np.ndarray:
-    """An array, or a tensor of a PyTorch that need not be imported here, as an array."""
+    """An array or a PyTorch tensor as an array, without importing PyTorch."""
     dtype = getattr(value, "dtype", None)
     if "float8" in str(dtype) or "bfloat16" in str(dtype):
-        raise ValueError(f"{_shown(name)} is {dtype}, which NumPy has not: convert it with .float()")
+        raise ValueError(f"{_shown(name)} is {dtype}, which NumPy does not have: convert it with .float()")
     try:
         array = value.numpy(force=True) if hasattr(value, "numpy") else backend.to_host(value)
-    except (TypeError, RuntimeError) as error:  # no tensor, one that is sparse, or without values
+    except (TypeError, RuntimeError) as error:  # not a tensor, a sparse tensor, or one without values
         gist = " ".join(str(error).split())[:200]
         raise ValueError(f"{_shown(name)} must be a tensor or an array of floats ({gist})") from None
     native = array.dtype.newbyteorder("=")
@@ -153,7 +152,7 @@ def _floats(name: str, value: Any) -> np.ndarray:
 
 
 def _theirs(arrays: Arrays, stacked: bool) -> Arrays:
-    """minidl's names as PyTorch's."""
+    """From minidl's names to PyTorch's."""
     prefixes = [_split(name)[0] for name in arrays if _split(name)[1] == "weight_hh" and _is_lstm(arrays, name)]
     for prefix in prefixes:
         _check_lstm(arrays, *(prefix + part for part in (*WEIGHTS, "bias")))
@@ -164,7 +163,7 @@ def _theirs(arrays: Arrays, stacked: bool) -> Arrays:
         prefix, part = _split(name)
         theirs = THEIRS.fullmatch(part)
         if theirs and _is_lstm(arrays, f"{prefix}weight_hh_l{theirs[2]}{theirs[3] or ''}"):
-            raise ValueError(f"{_shown(name)} is PyTorch's name already")
+            raise ValueError(f"{_shown(name)} is already PyTorch's name")
         start, layer = places.get(prefix, ("", 0))
         if prefix not in places or part not in (*WEIGHTS, "bias"):
             _put(found, name, array)
@@ -180,7 +179,7 @@ def _theirs(arrays: Arrays, stacked: bool) -> Arrays:
 
 
 def _stacks(prefixes: Iterable[str], arrays: Arrays) -> dict[str, tuple[str, int]]:
-    """(the list's prefix, the layer) of those LSTMs that are in lists; ValueError if a list is not one nn.LSTM."""
+    """(list prefix, layer) of the LSTMs in lists; ValueError if a list cannot be one nn.LSTM."""
     lists: dict[str, dict[int, str]] = {}
     for prefix in prefixes:
         match = IN_LIST.fullmatch(prefix)
@@ -198,7 +197,7 @@ def _stacks(prefixes: Iterable[str], arrays: Arrays) -> dict[str, tuple[str, int
 
 
 def _ours(arrays: Arrays, stacked: bool) -> Arrays:
-    """PyTorch's names as minidl's."""
+    """From PyTorch's names to minidl's."""
     lstms: dict[str, dict[int, Arrays]] = {}  # by prefix and layer
     passed = []
     for name, array in arrays.items():
@@ -227,7 +226,7 @@ def _ours(arrays: Arrays, stacked: bool) -> Arrays:
 
 
 def _bias(prefix: str, parts: Arrays) -> np.ndarray:
-    """The sum of an LSTM's two biases, to the bit where one of them is zero; zeros where there are none."""
+    """The sum of an LSTM's two biases, bit for bit if one of them is zero; zeros if there are none."""
     if "bias_ih" not in parts:
         return np.zeros(len(parts["weight_hh"]), parts["weight_hh"].dtype)
     first, second = parts["bias_ih"], parts["bias_hh"]
@@ -239,24 +238,24 @@ def _bias(prefix: str, parts: Arrays) -> np.ndarray:
 
 
 def _refuse_foreign(name: str, arrays: Arrays) -> None:
-    """A ValueError if `name` is not of a PyTorch module that minidl has."""
+    """ValueError if `name` belongs to a module that minidl does not have."""
     prefix, part = _split(name)
     match = THEIRS.fullmatch(part)
     keras = re.split(r"[./]", name)[-1].partition(":")[0]
     if match and match[3]:
-        raise ValueError(f"{_shown(name)} is of a bidirectional LSTM; minidl's runs in one direction")
+        raise ValueError(f"{_shown(name)} belongs to a bidirectional LSTM; minidl's has one direction")
     if match and match[1] == "weight_hr":
-        raise ValueError(f"{_shown(name)} is of an LSTM that projects its output (proj_size); minidl's does not")
+        raise ValueError(f"{_shown(name)} belongs to an LSTM with a projection (proj_size), which minidl does not have")
     if part in WEIGHTS and _is_lstm(arrays, f"{prefix}weight_hh"):
-        raise ValueError(f"{_shown(name)} has no layer, as in {part}_l0: it is minidl's own name, or an LSTMCell's")
+        raise ValueError(f"{_shown(name)} has no layer, as in {part}_l0: it is minidl's own name or an LSTMCell's")
     if keras in ("kernel", "recurrent_kernel"):
-        raise ValueError(f"{_shown(name)} is a name of Keras, whose kernels are transposed, (inputs, outputs)")
+        raise ValueError(f"{_shown(name)} is a Keras name; Keras kernels are transposed, (inputs, outputs)")
     if part in ("W", "R", "B") and {f"{prefix}W", f"{prefix}R"} <= arrays.keys():
-        raise ValueError(f"{_shown(name)} is a name of ONNX, whose LSTM has the gates in another order, i, o, f, c")
+        raise ValueError(f"{_shown(name)} is an ONNX name; ONNX orders the gates differently, i, o, f, c")
 
 
 def _is_lstm(arrays: Arrays, weight_hh: str) -> bool:
-    """Whether there is such a weight, of an LSTM's shape (4H, H)."""
+    """Whether this weight exists and has an LSTM's shape (4H, H)."""
     shape = arrays[weight_hh].shape if weight_hh in arrays else ()
     return len(shape) == 2 and shape[0] == 4 * shape[1]
 
@@ -266,16 +265,16 @@ def _tell_passed(names: list[str], arrays: Arrays) -> None:
         shown = ", ".join(f"{_shown(name)} {arrays[name].shape}" for name in names[:10])
         shown += f" and {len(names) - 10} more" if len(names) > 10 else ""
         message = f"not part of an LSTM, so passed through unchanged: {shown}"
-        warnings.warn(message, UserWarning, stacklevel=4)  # the caller of to_torch or its like
+        warnings.warn(message, UserWarning, stacklevel=4)  # the caller of to_torch or another public function
 
 
 def _check_lstm(arrays: Arrays, weight_ih: str, weight_hh: str, *biases: str) -> None:
-    """An LSTM's parts, by their names, are all there and fit each other."""
+    """Check that an LSTM's parts, given by name, all exist and fit each other."""
     names = (weight_ih, weight_hh, *biases)
     missing = [name for name in names if name not in arrays]
     if missing:
         there = next(name for name in names if name in arrays)
-        raise ValueError(f"{_shown(there)} stands there without {_shown(missing[0])}")
+        raise ValueError(f"{_shown(there)} is present but {_shown(missing[0])} is missing")
     shape = arrays[weight_hh].shape
     H = shape[-1] if shape else 0
     if shape != (4 * H, H):

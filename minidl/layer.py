@@ -1,20 +1,20 @@
-"""Layer: the contract that every layer keeps, and what layers and models share: finding and storing parameters.
+"""Layer: the contract of all layers, and what layers and models share: finding and storing parameters.
 
-    y, cache = layer.forward(x, packing)   training: writes nothing on the layer; cache = what backward needs
+    y, cache = layer.forward(x, packing)   training: changes nothing on the layer; cache = what backward needs
     dx = layer.backward(dy, cache)         adds into parameter.grad; changes neither dy nor cache
-    y = layer(x, packing)                  inference: no cache is kept, and Dropout is the identity
+    y = layer(x, packing)                  inference: keeps no cache, and Dropout is the identity
 
-x and y are rows (N, ...), one for each item of each sequence. `packing` goes beside them, a `Packing` or a
-`PackedSequence`: which rows are whose (`batch_sizes`), and what else a layer needs to know of the batch. Linear needs
-nothing of it, and does without. So layers chain, and a `Sequential` of them is a layer.
+x and y are rows (N, ...), one for each item of each sequence. `packing`, a `Packing` or a `PackedSequence`, accompanies
+them: it says which rows belong to which sequence (`batch_sizes`), and what else a layer needs to know about the batch.
+Linear needs none of it and can be called without. So layers chain, and a `Sequential` of layers is a layer.
 
-A layer that walks through time, such as LSTM, has states too. `forward(x, packing, state=)` starts from one and leaves
-the last in `cache.state`; `backward(dy, cache, dstate=)` takes the gradient of the last, and leaves that of the first
-in `cache.dstate`, the one thing that it writes there.
+A layer that walks through time, such as LSTM, also has states. `forward(x, packing, state=)` starts from one and leaves
+the final state in `cache.state`; `backward(dy, cache, dstate=)` takes the gradient of the final state and leaves that
+of the initial one in `cache.dstate`, the only thing that it writes there.
 
 A head that ends in the loss has `loss, dx = head.forward_backward(x, targets)` instead.
-The cache is explicit, so a layer may run twice before its backward, be run from several threads, and be
-looked into. It may share memory with x, y and a state that came in: do not write into those before backward.
+The cache is explicit, so a layer can run twice before its backward pass, or run in several threads, and the cache can
+be inspected. It may share memory with x, y and an initial state: do not write into those before backward.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .sequences import AnyPacking
 
 
 class Layer:
-    """Base of layers and models: collects the Parameters found in the attributes, in order of assignment."""
+    """Base of layers and models: collects the Parameters in its attributes, in order of assignment."""
 
     def forward(self, x: Any, packing: AnyPacking | None = None) -> tuple[Any, Any]:
         raise NotImplementedError(f"{type(self).__name__}.forward")
@@ -40,13 +40,13 @@ class Layer:
         raise NotImplementedError(f"{type(self).__name__}.backward")
 
     def __call__(self, x: Any, packing: AnyPacking | None = None) -> Any:
-        """Inference: the output alone. A layer that holds a Dropout defines it anew, out of its parts' calls."""
+        """Inference: only the output. A layer that contains a Dropout overrides it with calls of its parts."""
         if packing is not None and getattr(packing, "step", None) is not None:
-            packing = packing._replace(step=None)  # without which a Dropout that is met drops nothing, but raises
+            packing = packing._replace(step=None)  # a Dropout inside then raises instead of dropping units
         return self.forward(x, packing)[0]
 
     def __repr__(self) -> str:
-        """Sizes, dtype, backend and number of weights; of a model also those of every layer in it, a line each."""
+        """Sizes, dtype, backend and number of weights; for a model also one line for every layer in it."""
         parts = list(_walk(self, "", set()))
         layers = [f"  {name}: {_summary(part)}" for name, part in parts if isinstance(part, Layer) and name]
         return "\n".join([_summary(self), *layers])
@@ -68,7 +68,7 @@ class Layer:
         return {name: np.array(backend.to_host(p.data)) for name, p in self.named_parameters()}
 
     def load_state_dict(self, tensors: Mapping[str, Array]) -> None:
-        """Set all weights from `tensors`; ValueError, and nothing changed, if names, shapes, kinds or ranges differ."""
+        """Set all weights from `tensors`; ValueError, and nothing changes, if names, shapes, kinds or ranges differ."""
         named = dict(self.named_parameters())
         host = checks.state_dict(self, tensors, {name: parameter.data.shape for name, parameter in named.items()})
         for name, parameter in named.items():
@@ -83,8 +83,8 @@ def _summary(layer: Layer) -> str:
 
 
 def _walk(value: object, name: str, seen: set[int]) -> Iterator[tuple[str, Layer | Parameter]]:
-    """Every Layer and Parameter in `value`, each once, under the name of the first way to it."""
-    if isinstance(value, (Layer, Parameter, dict, list, tuple)):  # the last three may hold themselves
+    """Every Layer and Parameter in `value`, each once, under the first name that leads to it."""
+    if isinstance(value, (Layer, Parameter, dict, list, tuple)):  # the last three may contain themselves
         if id(value) in seen:
             return
         seen.add(id(value))

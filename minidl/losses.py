@@ -3,8 +3,8 @@
 For row n with logits z (V,) and target k:   loss_n = log(sum_v exp z_v) - z_k   (nats)
 and its gradient                             dloss_n / dz = softmax(z) - onehot(k)
 
-A loss is the sum over rows divided once, by the number of rows or by `total`, so that parts of a batch add
-up exactly. It comes back as a number, or as a 0-d array on the layer's device.
+A loss is the sum over rows divided once, by the number of rows or by `total`, so the losses of parts of a batch add up
+exactly. It is returned as a number, or as a 0-d array on the layer's device.
 """
 
 from __future__ import annotations
@@ -48,12 +48,11 @@ def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
 class LinearCrossEntropy(Layer):
     """The output projection with its softmax cross-entropy: loss of x W^T + b against targets.
 
-    A head: it ends in the loss, so it has no forward and backward of their own. `softmax_cross_entropy` of `logits`
-    says what it computes; here the logits (N, V) are made, used and dropped in blocks of rows, so that they never exist
-    as a whole.
+    A head: it ends in the loss, so it has no separate forward and backward. It computes `softmax_cross_entropy` of
+    `logits`, but makes, uses and drops the logits (N, V) in blocks of rows, so that they never exist all at once.
 
-    weight W (num_classes, in_features) and bias b (num_classes,) start as Linear's do. `weight` takes a
-    Parameter of that shape to share, such as an Embedding's; its gradients then add.
+    weight W (num_classes, in_features) and bias b (num_classes,) start as Linear's do. `weight` accepts a Parameter of
+    that shape to share, such as an Embedding's; the gradients then add up.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class LinearCrossEntropy(Layer):
         require_same(bias=self.bias.data, weight=weight.data)
 
     def logits(self, x: Array) -> Array:
-        """x W^T + b, (N, num_classes): what a sampler wants."""
+        """x W^T + b, (N, num_classes), for sampling."""
         checks.matrix("x", x, self.in_features, like=self.weight.data)
         logits = x @ self.weight.data.T
         logits += self.bias.data
@@ -95,7 +94,7 @@ class LinearCrossEntropy(Layer):
     def __call__(  # type: ignore[override]
         self, x: Array, targets: Array, total: float | None = None
     ) -> Array:
-        """The loss alone: the sum over x's rows in nats, divided by `total` (default: the rows)."""
+        """Only the loss: the sum over x's rows in nats, divided by `total` (default: the rows)."""
         targets, total = self._check(x, targets, total)
         return _kernels(x).loss(x, self.weight.data, self.bias.data, targets, total)
 
@@ -111,7 +110,7 @@ class LinearCrossEntropy(Layer):
 
 
 def _kernels(x: Array) -> Any:
-    """What computes on arrays such as x."""
+    """The kernels for arrays like x."""
     if not backend.is_device(x):
         return cpu
     return load_cuda("softmax")

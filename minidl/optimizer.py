@@ -1,10 +1,10 @@
 """What all optimizers share.
 
 Every rule is elementwise, so it runs over the flat buffer that all parameters share (see `parameter`): in blocks that
-stay in a cache, or on CuPy as one kernel, of the CUDA lines beside the rule. A gradient that is not finite is never
-applied: on NumPy FloatingPointError is raised before anything changes; on CuPy, where looking would stall the device,
-the step does nothing there and the error comes with the next value that `minidl.to_host` reads. Until then it counts as
-a step in Adam's t.
+fit a cache, or on CuPy as one kernel, made from the CUDA lines beside the rule. A gradient that is not finite is never
+applied. On NumPy, FloatingPointError is raised before anything changes. On CuPy, where checking would stall the device,
+the step does nothing and the error is raised when `minidl.to_host` next reads a value; until then it counts as a step
+in Adam's t.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .parameter import Parameter, check_parameters, describe, flat_views, flatte
 class Optimizer:
     """What all optimizers share: the flat buffer, the step count, the state arrays and their checkpoint.
 
-    A rule is `_update`, in NumPy's words, the arrays of `state_names` and the `_numbers` that it is given. `cuda_rule`
-    says the same for a GPU; a rule without it takes several launches there.
+    A rule consists of `_update` in NumPy, the arrays in `state_names`, and its `_numbers`. `cuda_rule` is the same rule
+    in CUDA; without it a rule takes several launches on a GPU.
     """
 
     state_names: tuple[str, ...] = ()
-    cuda_rule: tuple[str, str] = ("", "")  # the kernel's name and its lines, which change data[k] and the states by g
+    cuda_rule: tuple[str, str] = ("", "")  # the kernel's name and its lines, which update data[k] and the states from g
 
     def __init__(self, params: Sequence[Parameter], lr: float) -> None:
         self.params = check_parameters(params)
@@ -48,7 +48,7 @@ class Optimizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._skipped is not None:  # a copy is to be heard as well
+        if self._skipped is not None:  # a copy must be watched as well
             backend.watch(self)
 
     def __repr__(self) -> str:
@@ -63,7 +63,7 @@ class Optimizer:
                 view.grad.fill(0)
 
     def step(self) -> None:
-        """Change the parameters by their gradients, once."""
+        """Update the parameters once from their gradients."""
         lr = checks.number("lr", self.lr, 0.0)
         state = self.state.values()
         pieces = [
@@ -80,15 +80,15 @@ class Optimizer:
             cpu.apply(partial(self._update, numbers), *arrays)
 
     def _numbers(self, lr: float) -> dict[str, float]:
-        """What the rule is given in this step beside the arrays, by the names that it has in CUDA too."""
+        """The numbers that the rule uses in this step, with the same names as in CUDA."""
         return {"lr": lr}
 
     def _update(self, n: Any, data: Array, grad: Array, *state: Array) -> None:
-        """The rule: change `data` and `state` in place by `grad`, all of one shape; `n.lr` is the number called lr."""
+        """The rule: update `data` and `state` in place from `grad`, all of one shape; `n.lr` is the number lr."""
         raise NotImplementedError(f"{type(self).__name__}._update")
 
     def kernel(self) -> Any:
-        """The rule as one kernel, or None where its class, which may have another rule than its base, says no lines."""
+        """The rule as one kernel, or None if its class, whose rule may differ from its base, gives no lines."""
         if "cuda_rule" not in vars(type(self)):
             return None
         return load_cuda("optimizers").rule(*self.cuda_rule, tuple(self.state_names), tuple(self._numbers(self.lr)))
@@ -99,7 +99,7 @@ class Optimizer:
         if kernel is not None:
             load_cuda("optimizers").step(kernel, list(numbers.values()), pieces, self._skipped)
             return
-        # The host cannot know whether the gradients are finite, so the device takes the step back itself.
+        # The host cannot know whether the gradients are finite, so the device itself undoes the step.
         xp = backend.of(pieces[0][0])
         finite = xp.stack([xp.isfinite(grad).all() for _, grad, *_ in pieces]).all()
         for data, grad, *state in pieces:
@@ -110,17 +110,17 @@ class Optimizer:
         self._skipped += ~finite
 
     def raise_found(self) -> None:
-        """Raise FloatingPointError if steps were skipped on the device since the last look."""
+        """Raise FloatingPointError if steps were skipped on the device since the last check."""
         if self._skipped is None:
             return
         skipped = int(self._skipped)
         if skipped:
             self._skipped[...] = 0
             self.steps -= skipped
-            raise FloatingPointError(f"a gradient was not finite: {skipped} optimizer step(s) were left out")
+            raise FloatingPointError(f"a gradient was not finite: {skipped} optimizer step(s) were skipped")
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Host copies of all that a resumed run needs: "steps", "lr", and "<state>.<parameter's number>"."""
+        """Host copies of everything a resumed run needs: "steps", "lr", and "<state>.<parameter's number>"."""
         self.raise_found()
         tensors = {"steps": np.array(self.steps, np.int64), "lr": np.array(self.lr, np.float64)}
         for name, flat in self.state.items():
@@ -131,7 +131,7 @@ class Optimizer:
         return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Array]) -> None:
-        """Go on from what `state_dict` gave; ValueError, and nothing changed, if it is not of this optimizer."""
+        """Restore what `state_dict` returned; ValueError, and nothing changes, if it is from another optimizer."""
         shapes = {f"{name}.{i}": p.data.shape for name in self.state for i, p in enumerate(self.params)}
         host = checks.state_dict(self, tensors, {**shapes, "steps": (), "lr": ()}, integers=["steps"])
         for name in shapes:
@@ -143,15 +143,15 @@ class Optimizer:
                 flat[offset : offset + parameter.data.size] = backend.of(flat).asarray(values)
         self.steps, self.lr = steps, lr
         if self._skipped is not None:
-            self._skipped[...] = 0  # what was skipped before is no part of the loaded run
+            self._skipped[...] = 0  # earlier skipped steps are not part of the loaded run
 
     def _places(self) -> list[tuple[Parameter, int]]:
         return list(zip(self.params, layout(self.params)[0], strict=True))
 
 
 def require_finite_grad(params: Sequence[Parameter]) -> None:
-    """Raise FloatingPointError that names the first parameter whose gradient is not finite (NumPy only)."""
-    # One product a view answers for all; only when it overflows are the parameters looked at singly.
+    """FloatingPointError, naming the first parameter whose gradient is not finite (NumPy only)."""
+    # One product per view checks all of it; only if that overflows are the parameters checked one by one.
     if all(math.isfinite(cpu.square(view.grad)) for view in flat_views(params)):
         return
     for parameter in params:

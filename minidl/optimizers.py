@@ -23,7 +23,7 @@ class SGD(Optimizer):
         self.momentum = checks.number("momentum", momentum, 0.0, 1.0)
         if momentum:
             self.state_names = ("momentum_buffer",)
-            if type(self) is SGD:  # a subclass says its own
+            if type(self) is SGD:  # a subclass gives its own
                 self.cuda_rule = (
                     "momentum",
                     """
@@ -188,9 +188,9 @@ class AdamW(Adam):
 def clip_grad_norm(params: Sequence[Parameter], max_norm: float) -> Array:
     """Scale all gradients down together so that their common norm is at most `max_norm`; returns the norm before.
 
-    A `max_norm` of inf changes nothing: that is how to watch the norm.
-    A norm that is not finite raises FloatingPointError and changes nothing; on CuPy it travels on to the
-    optimizer's step, which then does nothing (see the top of this file).
+    With max_norm=inf nothing changes: use it to monitor the norm.
+    If the norm is not finite, FloatingPointError is raised and nothing changes; on CuPy the optimizer's step then does
+    nothing (see `optimizer`).
     """
     params = check_parameters(params)
     max_norm = checks.number("max_norm", max_norm, 0.0, open_low=True, infinite=True)

@@ -17,9 +17,9 @@ from .kernels.cpu.workspace import ALIGNMENT, own_memory
 class Parameter:
     """A weight array with the gradient that backward passes add into.
 
-    `data` and `grad` have the same shape and dtype. `flatten` moves them into a shared buffer, so always
-    reach them through the Parameter; write with `parameter.data[...] = values`. Copying or pickling a
-    Parameter gives one with arrays of its own.
+    `data` and `grad` have the same shape and dtype. `flatten` moves them into a shared buffer, so always access them
+    through the Parameter, and write with `parameter.data[...] = values`. A copied or unpickled Parameter has its own
+    arrays.
     """
 
     def __init__(self, data: Array, name: str = "parameter") -> None:
@@ -28,7 +28,7 @@ class Parameter:
         checks.float_dtype(data.dtype, name)
         xp = backend.of(data)
         self._data = data
-        self._grad = xp.zeros(data.shape, data.dtype)  # in C order, so that it can be seen as flat
+        self._grad = xp.zeros(data.shape, data.dtype)  # in C order, so that it has a flat view
         self._slot: Slot | None = None
 
     @property
@@ -48,7 +48,7 @@ class Parameter:
         self._require_in_place(value, self._grad, "grad")
 
     def _require_in_place(self, value: Array, current: Array, attribute: str) -> None:
-        # `p.data *= 2` ends in this setter with the same array; a new one would leave the flat buffer.
+        # `p.data *= 2` calls this setter with the same array; a new array would not be in the flat buffer.
         if value is not current:
             raise AttributeError(f"{self.name}.{attribute} is written in place: use .{attribute}[...] = values")
 
@@ -60,20 +60,20 @@ class Parameter:
 
 
 def create(name: str, draw: Callable[[], np.ndarray], dtype: object, backend_name: str) -> Parameter:
-    """A Parameter with the start values that `draw` gives, cast to `dtype`, in the library called `backend_name`.
+    """A Parameter with initial values from `draw`, cast to `dtype`, in the library called `backend_name`.
 
-    They are drawn last: a wrong dtype or name leaves the caller's generator where it was.
+    They are drawn last: a wrong dtype or name does not advance the caller's generator.
     """
     dtype, xp = checks.float_dtype(dtype), backend.get(backend_name)
     return Parameter(xp.asarray(draw().astype(dtype)), name)
 
 
 def describe(owner: object, params: Sequence[Parameter] = (), **more: object) -> str:
-    """What the owner of parameters prints as: with the arguments that it was made with, and the number of weights."""
+    """The repr of an owner of parameters: its constructor arguments and its number of weights."""
     import inspect  # only here: it is slow to import
 
     arguments = inspect.signature(type(owner).__init__).parameters
-    facts = {name: vars(owner).get(name) for name in arguments} | more  # no property, which may not be ready
+    facts = {name: vars(owner).get(name) for name in arguments} | more  # not getattr: a property may not be ready yet
     words = [f"{name}={reprlib.repr(value)}" for name, value in facts.items() if _is_plain(value)]
     if params:
         dtypes = dict.fromkeys(str(parameter.data.dtype) for parameter in params)
@@ -87,7 +87,7 @@ def _is_plain(value: object) -> bool:
 
 
 class Slot(NamedTuple):
-    """Where a parameter lives: the two buffers that it shares with others, and its first element there."""
+    """Where a parameter is stored: the two shared buffers, and its first element in them."""
 
     data: Array
     grad: Array
@@ -103,7 +103,7 @@ class FlatView(NamedTuple):
 
 
 def layout(params: Sequence[Parameter]) -> tuple[list[int], int]:
-    """The first element of every parameter in a flat buffer that holds them all aligned, and its length."""
+    """The first element of every parameter in an aligned flat buffer for all of them, and the buffer's length."""
     step = ALIGNMENT // params[0].data.dtype.itemsize
     offsets, length = [], 0
     for parameter in params:
@@ -115,7 +115,7 @@ def layout(params: Sequence[Parameter]) -> tuple[list[int], int]:
 def flatten(params: Sequence[Parameter]) -> None:
     """Move `params` into one contiguous, aligned buffer for the values and one for the gradients.
 
-    Values and gradients are kept, and nothing moves if the parameters already lie side by side in this order.
+    Values and gradients are kept, and nothing moves if the parameters are already adjacent in this order.
     """
     params = check_parameters(params)
     if len(flat_views(params)) == 1 and params[0]._slot is not None:
@@ -134,25 +134,25 @@ def flatten(params: Sequence[Parameter]) -> None:
 def flat_views(params: Sequence[Parameter]) -> list[FlatView]:
     """`params` as the fewest flat pieces: one for a flattened model, at most one per parameter.
 
-    They are found anew at each call, so it does no harm if a parameter has moved in between. The gaps
-    that alignment leaves hold zeros and stay zero under every optimizer.
+    They are computed at each call, so it does not matter if a parameter was moved in between. Alignment gaps contain
+    zeros and stay zero under every optimizer.
     """
     offsets, length = layout(params)
     ends = [*offsets[1:], length]
 
-    def run(index: int) -> object:  # neighbours in a buffer are equally far from their place in the list
-        home = params[index]._slot
-        return index if home is None else (id(home.data), home.offset - offsets[index])
+    def run(index: int) -> object:  # neighbours in a buffer have the same distance from their place in the list
+        slot = params[index]._slot
+        return index if slot is None else (id(slot.data), slot.offset - offsets[index])
 
     pieces = []
     for _, members in itertools.groupby(range(len(params)), run):
         first, *rest = members
-        parameter, home, start = params[first], params[first]._slot, offsets[first]
-        if home is None:
+        parameter, slot, start = params[first], params[first]._slot, offsets[first]
+        if slot is None:
             pieces.append(FlatView(parameter.data.reshape(-1), parameter.grad.reshape(-1), start))
         else:
-            place = slice(home.offset, home.offset + ends[rest[-1] if rest else first] - start)
-            pieces.append(FlatView(home.data[place], home.grad[place], start))
+            place = slice(slot.offset, slot.offset + ends[rest[-1] if rest else first] - start)
+            pieces.append(FlatView(slot.data[place], slot.grad[place], start))
     return pieces
 
 
@@ -160,7 +160,7 @@ def check_parameters(params: Sequence[Parameter]) -> list[Parameter]:
     """`params` as a list of distinct Parameters of one dtype and one library."""
     if isinstance(params, str) or not isinstance(params, Iterable):
         raise TypeError(
-            f"params must be a list of Parameters, as layer.parameters() gives it, got {type(params).__name__}"
+            f"params must be a list of Parameters, as returned by layer.parameters(), got {type(params).__name__}"
         )
     params = list(params)
     if not params:
@@ -175,12 +175,12 @@ def check_parameters(params: Sequence[Parameter]) -> list[Parameter]:
             )
         backend.require_same(**{"params[0]": params[0].data, f"params[{index}]": parameter.data})
     if len({id(parameter) for parameter in params}) != len(params):
-        raise ValueError("params holds the same Parameter twice")
+        raise ValueError("params contains the same Parameter twice")
     return params
 
 
 def _zeros(length: int, like: Array) -> Array:
-    """Aligned; in memory that is not the work arrays', since it stays for as long as the model."""
+    """Aligned zeros, not from the pool of work arrays: they live as long as the model."""
     if backend.is_device(like):
         return backend.of(like).zeros(length, like.dtype)
     buffer = own_memory(length * like.dtype.itemsize).view(like.dtype)

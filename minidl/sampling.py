@@ -20,9 +20,9 @@ def sample(
 ) -> np.ndarray:
     """One id per row, drawn from softmax(logits / temperature): (N,) integers on the host.
 
-    logits (N, V); -inf forbids an id. `top_k` keeps the k likeliest ids of a row, then `top_p` the fewest
-    of them whose probabilities reach p together (Holtzman et al. 2020); what is kept is drawn from in
-    proportion. Raises ValueError for a row of no finite logit, for NaN or +inf, and for arguments out of range.
+    logits (N, V); -inf forbids an id. `top_k` keeps the k most probable ids of a row; then `top_p` keeps the smallest
+    set of them whose probabilities sum to at least p (Holtzman et al. 2020). The id is drawn from what is left. Raises
+    ValueError for a row without a finite logit, for NaN or +inf, and for arguments out of range.
     """
     temperature = checks.number("temperature", temperature, 0.0, open_low=True)
     if top_p is not None and not 0 < checks.number("top_p", top_p, 0.0) <= 1:
@@ -37,12 +37,12 @@ def sample(
         raise TypeError(f"logits must be floats, got {logits.dtype}")
     top = logits.max(axis=1, keepdims=True)
     if not np.isfinite(top).all():
-        raise ValueError("logits hold NaN or +inf, or a row with no finite value; expected one to draw from")
+        raise ValueError("logits contain NaN or +inf, or a row without a finite value to draw from")
     kept = logits.shape[1] if top_k is None else checks.size("top_k", top_k)
     draws = backend.generator(rng).random((len(logits), 1))
     parts = threads.split(len(logits), threads.cores_for(logits.size, cuts.DRAWS))
     tasks = [partial(_sample, logits[part], top[part], temperature, kept, top_p, draws[part]) for part in parts]
-    # drawing for one poem takes less time than a call of `run`, and needs no BLAS that it would hold
+    # a single part is drawn in less time than a call of `run` takes
     return np.concatenate(threads.run(tasks)) if len(tasks) > 1 else tasks[0]()
 
 
@@ -50,7 +50,7 @@ def _sample(
     logits: np.ndarray, top: np.ndarray, temperature: float, kept: int, top_p: float | None, draws: np.ndarray
 ) -> np.ndarray:
     weights = (logits - top).astype(np.float64)
-    with np.errstate(over="ignore"):  # a tiny temperature leaves the top alone, as it should
+    with np.errstate(over="ignore"):  # a tiny temperature leaves only the maximum, as it should
         weights /= temperature
     np.exp(weights, out=weights)
     if kept < logits.shape[1]:
@@ -59,14 +59,14 @@ def _sample(
     if top_p is not None and top_p < 1:
         _keep_nucleus(weights, top_p)
     cumulative = np.cumsum(weights, axis=1)
-    # At a draw of u in [0, 1) the first id whose cumulative weight exceeds u times the sum.
+    # For a draw u in [0, 1): the first id whose cumulative weight exceeds u times the sum.
     return (cumulative > draws * cumulative[:, -1:]).argmax(axis=1)
 
 
 def _keep_nucleus(weights: np.ndarray, top_p: float) -> None:
-    """Zero all but the fewest of the largest weights that together reach the share top_p of their row."""
+    """Keep the fewest of the largest weights whose sum reaches the share top_p of their row; zero the others."""
     order = np.argsort(-weights, axis=1, kind="stable")
     ordered = np.take_along_axis(weights, order, axis=1)
-    before = np.cumsum(ordered, axis=1) - ordered  # what the likelier ones already hold
+    before = np.cumsum(ordered, axis=1) - ordered  # the sum of the more probable ones
     ordered[before >= top_p * ordered.sum(axis=1, keepdims=True)] = 0.0
     np.put_along_axis(weights, order, ordered, axis=1)

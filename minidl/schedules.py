@@ -1,6 +1,6 @@
-"""Learning-rate schedules: call `step()` after each optimizer step; it sets `optimizer.lr`.
+"""Learning-rate schedules: call `step()` after each optimizer step to set `optimizer.lr`.
 
-Each is a function of the step's number alone, `rate(step)`, so a resumed run goes on exactly.
+Each is a function of the step number only, `rate(step)`, so a resumed run continues exactly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .parameter import describe
 
 
 class Schedule:
-    """Counts steps and sets `optimizer.lr` to `rate(steps)`, the first time at once."""
+    """Counts steps and sets `optimizer.lr` to `rate(steps)`, starting immediately."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -48,7 +48,7 @@ class Schedule:
 
 
 class Constant(Schedule):
-    """The optimizer's own learning rate throughout, after `warmup` steps that rise to it linearly."""
+    """The optimizer's own learning rate, after a linear rise over `warmup` steps."""
 
     def __init__(self, optimizer: Optimizer, warmup: int = 0) -> None:
         self.warmup = checks.integer("warmup", warmup, 0)
@@ -70,7 +70,7 @@ class ExponentialDecay(Schedule):
 
 
 class StepDecay(Schedule):
-    """lr gamma^(step // every): falls by the factor gamma once every `every` steps."""
+    """lr gamma^(step // every): multiplied by gamma once every `every` steps."""
 
     def __init__(self, optimizer: Optimizer, every: int, gamma: float = 0.1) -> None:
         self.every = checks.size("every", every)
@@ -82,8 +82,8 @@ class StepDecay(Schedule):
 
 
 class OneCycle(Schedule):
-    """One rise and one fall: from max_lr / 25 up to max_lr over the share `warmup` of `total_steps`, then down to
-    max_lr / 10,000, both along half a cosine (Smith & Topin 2018). After total_steps the rate stays at its end.
+    """One rise and one fall: from max_lr / 25 to max_lr over the share `warmup` of `total_steps` (PyTorch's pct_start),
+    then to max_lr / 10,000, both along half a cosine (Smith & Topin 2018). After total_steps the rate stays there.
     """
 
     def __init__(self, optimizer: Optimizer, max_lr: float, total_steps: int, warmup: float = 0.1) -> None:

@@ -1,6 +1,6 @@
 """Sequences of different lengths as packed rows, without padding.
 
-Sorted by falling length and laid out time-major: all first items, then all second ones, and so on.
+Sorted by decreasing length and laid out time-major: all first items, then all second items, and so on.
 
     pack([[5, 6], [1, 2, 3], [9]])   data         1 5 9 | 2 6 | 3
                                      batch_sizes  3       2     1
@@ -21,25 +21,25 @@ class RowsById(NamedTuple):
     """The rows of a batch of ids (N,), sorted by id; rows of one id keep their order."""
 
     rows: Array  # (N,) int32
-    starts: Array  # (R + 1,) int32: where in `rows` each of the R ids that occur begins, and the end
-    largest: int  # the largest id, and the smallest: what a layer needs to know to trust them
+    starts: Array  # (R + 1,) int32: where each of the R distinct ids begins in `rows`, and the end
+    largest: int  # largest and smallest id: what a layer needs in order to trust them
     smallest: int
 
 
 class Packing(NamedTuple):
-    """What goes beside a batch's rows through all layers, each of which takes from it what it needs."""
+    """What accompanies a batch's rows through all layers; each layer takes from it what it needs."""
 
-    batch_sizes: Sequence[int] | np.ndarray  # (T,) on the host: how many sequences are alive at each step; never rises
+    batch_sizes: Sequence[int] | np.ndarray  # (T,) on the host: sequences alive at each step; never increases
     order: RowsById | None = None  # of ids on a GPU, sorted on the host: for Embedding
     step: int | None = None  # the number of the training step, for Dropout; None is inference
-    rows: np.ndarray | None = None  # (N,) on the host: the rows' places in a larger batch, of which this is a part
+    rows: np.ndarray | None = None  # (N,) on the host: the rows' places in a larger batch, if this is a part of one
 
 
 class PackedSequence(NamedTuple):
-    """Rows without holes, and their Packing; the first four fields are those of PyTorch's PackedSequence."""
+    """Rows without holes, and their Packing; the first four fields are PyTorch's PackedSequence."""
 
     data: Array  # (N,) ids or (N, ...) rows, on the backend it was packed for
-    batch_sizes: np.ndarray  # these as in Packing
+    batch_sizes: np.ndarray  # this and the last three as in Packing
     sorted_indices: np.ndarray  # (B,): the caller's index of each sequence in packed order
     unsorted_indices: np.ndarray  # (B,): the packed place of each of the caller's sequences
     order: RowsById | None = None
@@ -51,11 +51,11 @@ AnyPacking = Packing | PackedSequence
 
 
 def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
-    """Pack 1-D id arrays (or (length, ...) arrays of rows) that each have at least one item.
+    """Pack 1-D id arrays, or (length, ...) arrays of rows, each with at least one item.
 
     Sequences of equal length keep the caller's order, so two packs of the same lengths line up. Ids become
-    int32, and go to a GPU in one upload with their order. Raises ValueError for an empty list or an empty
-    sequence, TypeError for what is not numeric.
+    int32, and go to a GPU in one upload together with their order. Raises ValueError for an empty list or an empty
+    sequence, TypeError for anything that is not numeric.
     """
     try:
         sequences = list(sequences)
@@ -71,7 +71,7 @@ def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
         if array.dtype.kind not in "iuf":
             raise TypeError(f"sequences[{index}] must be integers or floats, got {array.dtype}")
         if array.ndim == 0 or len(array) == 0:
-            raise ValueError(f"sequences[{index}] is empty or no sequence; expected at least one item")
+            raise ValueError(f"sequences[{index}] is empty or not a sequence; expected at least one item")
         if array.shape[1:] != arrays[0].shape[1:]:
             shapes = f"{array.shape[1:]}, the first has {arrays[0].shape[1:]}"
             raise ValueError(f"sequences[{index}] has items of shape {shapes}")
@@ -82,11 +82,11 @@ def pack(sequences: Sequence[Array], backend: str = "numpy") -> PackedSequence:
 
 
 def pack_rows(ids: Array, starts: Array, lengths: Array, backend: str = "numpy") -> PackedSequence:
-    """Pack sequences that lie in one array, ids[starts[b] : starts[b] + lengths[b]], without a loop over them.
+    """Pack slices of one array, ids[starts[b] : starts[b] + lengths[b]], without a Python loop.
 
-    What `pack` gives for these slices, which may overlap. ids (M,), or rows (M, ...), are on the host, where they may
-    be mapped from a file; starts and lengths (B,) are integers. Raises ValueError for a sequence that is empty or not
-    within ids, TypeError for what is not numeric.
+    The result is that of `pack` for these slices, which may overlap. ids (M,), or rows (M, ...), are on the host and
+    may be mapped from a file; starts and lengths (B,) are integers. Raises ValueError for a slice that is empty or not
+    within ids, TypeError for anything that is not numeric.
     """
     if is_device(ids):
         raise TypeError("ids is a cupy array; sequences are packed on the host: minidl.to_host")
@@ -113,7 +113,7 @@ def pack_rows(ids: Array, starts: Array, lengths: Array, backend: str = "numpy")
 
 def _packed(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, backend: str) -> PackedSequence:
     order = np.argsort(-lengths, kind="stable")
-    batch_sizes = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]  # entry t: how many are longer than t
+    batch_sizes = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]  # entry t: number of sequences longer than t
     data = rows[_time_major(starts[order], batch_sizes)]
     if data.dtype.kind in "iu":
         data = _int32("ids", data)
@@ -125,16 +125,16 @@ def _packed(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, backend: 
 
 
 def place(ids: np.ndarray, *others: np.ndarray, like: Array) -> tuple[RowsById | None, list[Array]]:
-    """`ids` and `others`, arrays of integers on the host, beside `like`: (order, [ids, *others]).
+    """Move `ids` and `others`, integer arrays on the host, to the backend of `like`: (order, [ids, *others]).
 
-    A GPU gets them as int32 in one upload, together with the order of `ids`: with this in its packing, `Embedding`
-    needs neither to look at them nor to sort them. On NumPy order is None.
+    A GPU gets them as int32 in one upload, together with the order of `ids`: with it in the packing, `Embedding` need
+    not check or sort the ids. On NumPy order is None.
     """
     return upload(ids, *others) if is_device(like) else (None, [ids, *others])
 
 
 def upload(ids: np.ndarray, *others: np.ndarray) -> tuple[RowsById, list[Array]]:
-    """`place` for a GPU."""
+    """`place` for a GPU, and its order."""
     rows = np.argsort(_narrow(ids), kind="stable").astype(np.int32)
     ordered = ids[rows]
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True]))).astype(np.int32)
@@ -146,12 +146,12 @@ def upload(ids: np.ndarray, *others: np.ndarray) -> tuple[RowsById, list[Array]]
 
 
 def _narrow(ids: np.ndarray) -> np.ndarray:
-    """As few bytes as hold them: small integers sort in linear time."""
+    """The narrowest dtype that fits: small integers sort in linear time."""
     return ids if ids.min() < 0 else ids.astype(np.min_scalar_type(int(ids.max())))
 
 
 def unpack(batch: PackedSequence) -> list[Array]:
-    """The sequences in the caller's order. `batch._replace(data=y)` unpacks a layer's rows the same way."""
+    """The sequences in the caller's order. To unpack a layer's rows y, use `batch._replace(data=y)`."""
     if not isinstance(batch, PackedSequence):
         raise TypeError(f"batch must be a PackedSequence, got {type(batch).__name__}")
     checks.array("batch.data", batch.data)
@@ -160,7 +160,7 @@ def unpack(batch: PackedSequence) -> list[Array]:
     sizes = np.array(checks.batch_sizes(batch.batch_sizes, len(batch.data)))
     order = np.asarray(batch.unsorted_indices)
     if order.dtype.kind not in "iu" or not np.array_equal(np.sort(order), np.arange(sizes[0])):
-        raise ValueError(f"batch.unsorted_indices must hold 0 to {sizes[0] - 1}, each once")
+        raise ValueError(f"batch.unsorted_indices must contain 0 to {sizes[0] - 1}, each once")
     lengths = (sizes[None, :] > np.arange(sizes[0])[:, None]).sum(axis=1)  # in packed order
     ends = np.cumsum(lengths)
     place = np.argsort(_time_major(ends - lengths, sizes), kind="stable")  # the inverse permutation
@@ -169,10 +169,10 @@ def unpack(batch: PackedSequence) -> list[Array]:
 
 
 def bucketed_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, rng: Rng = None) -> list[np.ndarray]:
-    """A random order of all sequences in batches of like lengths: a list of index arrays.
+    """All sequences in random batches of similar lengths: a list of index arrays.
 
-    Sequences are shuffled, sorted by length (the shuffle decides among equals), cut into batches of
-    `batch_size` and the batches shuffled. All sequences come once; the one short batch is anywhere.
+    Sequences are shuffled, sorted by length (the shuffle decides among equal lengths), cut into batches of
+    `batch_size`, and the batches are shuffled. Every sequence occurs once; the short batch can be anywhere.
     """
     sizes = _array(lengths)
     if sizes.ndim != 1 or len(sizes) == 0 or sizes.dtype.kind not in "iu":
@@ -187,22 +187,22 @@ def bucketed_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, rng: 
 def _array(values: Array) -> np.ndarray:
     try:
         return np.asarray(values)
-    except ValueError:  # a list of lists of other lengths
+    except ValueError:  # a list of lists of different lengths
         return np.asarray(None)
 
 
 def _time_major(starts: np.ndarray, batch_sizes: np.ndarray) -> np.ndarray:
-    """Where the packed rows (N,) lie, if the sequences, whose lengths fall, begin at `starts` (B,)."""
+    """Where the packed rows (N,) come from, if the sequences, in order of decreasing length, begin at `starts` (B,)."""
     times = np.repeat(np.arange(len(batch_sizes)), batch_sizes)
     sequences = np.arange(len(times)) - np.repeat(np.cumsum(batch_sizes) - batch_sizes, batch_sizes)
     return starts[sequences] + times
 
 
 def _int32(name: str, ids: np.ndarray) -> np.ndarray:
-    """`ids` as int32. One beyond its range would come round as another id, which nothing on a device checks."""
+    """`ids` as int32. One out of range would wrap around to another id, which nothing on a device checks."""
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got {ids.dtype}")
     narrow = ids.astype(np.int32, copy=False)
     if not np.can_cast(ids.dtype, np.int32) and not np.array_equal(narrow, ids):
-        raise ValueError(f"{name} hold numbers beyond the range of int32")
+        raise ValueError(f"{name} must be within the range of int32")
     return narrow

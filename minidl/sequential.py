@@ -1,4 +1,4 @@
-"""Sequential: layers one after the other."""
+"""Sequential: layers in a chain."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .sequences import AnyPacking
 
 
 class Sequential(Layer):
-    """Each layer's output is the next one's input; all are given the same packing. A layer itself, so it nests.
+    """Each layer's output is the next one's input; all get the same packing. It is a layer itself, so it nests.
 
-    A cache is the list of the layers' caches. Weights are named by the layer's number, as "layers.1.weight_hh".
+    A cache is the list of the layers' caches. Weights are named by the layer's index, such as "layers.1.weight_hh".
     """
 
     def __init__(self, *layers: Layer) -> None:
@@ -31,7 +31,7 @@ class Sequential(Layer):
     def backward(self, dy: Any, cache: list[Any]) -> Any:
         checks.cache(cache, list)
         if len(cache) != len(self.layers):
-            raise ValueError(f"cache must hold one for each of the {len(self.layers)} layers, got {len(cache)}")
+            raise ValueError(f"cache must have one for each of the {len(self.layers)} layers, got {len(cache)}")
         for layer, of_layer in zip(reversed(self.layers), reversed(cache), strict=True):
             dy = layer.backward(dy, of_layer)
         return dy

@@ -1,8 +1,8 @@
 """Which array library: NumPy on the host, CuPy on a GPU.
 
 A name ("numpy" or "cupy") decides where new arrays are made; from then on the array itself decides (`of`).
-There is no global choice of library. What the two do differently stands here, one function per operation. By
-custom `xp` is the library of the arrays at hand.
+There is no global choice of library. What the two libraries do differently is here, one function per operation. By
+convention `xp` is the library of the arrays in use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Rng = int | np.random.Generator | None  # where random numbers come from: a seed
 def get(name: str) -> ModuleType:
     """The array library called `name`: "numpy" or "cupy".
 
-    Raises ValueError for another name, and BackendError where CuPy is missing or cannot work (see `device`).
+    Raises ValueError for any other name, and BackendError if CuPy is missing or does not work (see `device`).
     There is no silent fall-back to the host.
     """
     if name == "numpy":
@@ -45,13 +45,13 @@ def of(array: Array) -> ModuleType:
 
 
 def is_device(value: object) -> bool:
-    """Whether `value` is a CuPy array (true of none while CuPy was never imported)."""
-    # () where "cupy" is the empty folder that an uninstalled CuPy left behind
+    """Whether `value` is a CuPy array (always False if CuPy was never imported)."""
+    # () if "cupy" is the empty folder that an uninstalled CuPy left behind
     return isinstance(value, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
 def require_same(**arrays: Array) -> ModuleType:
-    """The one library of all `arrays` (name=array); raises TypeError that names two that differ."""
+    """The library that all `arrays` (name=array) share; raises a TypeError that names two that differ."""
     (first, value), *others = arrays.items()
     xp = of(value)
     for name, other in others:
@@ -64,22 +64,22 @@ def require_same(**arrays: Array) -> ModuleType:
 
 
 def to_backend(values: Array, name: str) -> Array:
-    """`values` as an array of the library called `name`; one upload or download where it has to move."""
+    """`values` as an array of the library called `name`; one upload or download if it has to move."""
     if name == "numpy":
         return to_host(values)
     return get(name).asarray(values if is_device(values) else to_host(values))
 
 
 def to_host(array: Array) -> np.ndarray:
-    """`array` as a NumPy array; TypeError for what is not made of numbers.
+    """`array` as a NumPy array; TypeError for anything but numbers.
 
-    From a GPU this waits for the device, so it is also where an error that was found there is raised:
-    FloatingPointError if an optimizer met a gradient that was not finite (see `optimizers`).
+    For a CuPy array this waits for the GPU, so errors detected there are also raised here: FloatingPointError if an
+    optimizer met a gradient that was not finite (see `optimizers`).
     """
     if not is_device(array):
         try:
             host = np.asarray(array)
-        except ValueError:  # a list of lists of other lengths
+        except ValueError:  # a list of lists of different lengths
             host = np.asarray(None)
         if host.dtype.kind not in "biufc":
             raise TypeError(f"expected an array of numbers, got {type(array).__name__} of {host.dtype}")
@@ -96,7 +96,7 @@ _watchers: weakref.WeakSet[Any] = weakref.WeakSet()
 def watch(watcher: Any) -> None:
     """Have `watcher.raise_found()` called whenever `to_host` reads a value from the device.
 
-    For one that keeps an error flag there, which the host looks at once it has to wait anyway.
+    Meant for objects with an error flag on the device, which the host checks when it has to wait anyway.
     """
     _watchers.add(watcher)
 

@@ -1,6 +1,6 @@
-"""python -m minidl.backend: what there is to compute with, NumPy and CuPy, and whether a GPU gives right results.
+"""python -m minidl.backend: reports what is installed, NumPy and CuPy, and whether a GPU gives correct results.
 
-Exit code 0 if CuPy works, 1 with one line that says why not. NumPy always does.
+Exit code 0 if CuPy works, 1 with one line that says why not. NumPy always works.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from . import BackendError, device, get
 
 
 def main() -> int:
-    """Print it all; the exit code."""
+    """Print the report; returns the exit code."""
     blas = [f"{found['internal_api']} {found['version']}" for found in threadpool_info() if found["user_api"] == "blas"]
-    print(f"NumPy   {np.__version__} with {', '.join(blas) or 'a BLAS that tells no name'}")
+    print(f"NumPy   {np.__version__} with {', '.join(blas) or 'an unnamed BLAS'}")
     print(f"threads {get_num_threads()}, of {usable_cores()} cores that this process may use")
     try:
         report_cupy()
     except BackendError as error:
-        print(end="", flush=True)  # the lines stay in their order where both streams go to one place
+        print(end="", flush=True)  # keeps the lines in order if both streams go to one place
         print(f"minidl.backend: error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def report_cupy() -> None:
-    """Lines on CuPy and the GPU, each printed as soon as it is known."""
+    """Print what is known about CuPy and the GPU, line by line."""
     installed = ", ".join(f"{version} ({name})" for name, version in device.packages().items())
     print(f"CuPy    {installed or 'no package of that name is installed'}", flush=True)
     started = time.perf_counter()
@@ -40,27 +40,27 @@ def report_cupy() -> None:
     seconds = time.perf_counter() - started
     print("\n".join(facts(cupy)))
     check(cupy)
-    print(f"check   a first kernel and a first matrix product are right; they were ready after {seconds:.1f} s")
+    print(f"check   a first kernel and matrix product are correct, after {seconds:.1f} s")
 
 
 def facts(cupy: Any) -> list[str]:
-    """What CuPy, its driver and its GPU are."""
+    """Lines that describe CUDA, the driver and the GPU."""
     runtime, gpu = cupy.cuda.runtime, cupy.cuda.Device()
     free, total = (size / 2**30 for size in gpu.mem_info)
     capability = int(gpu.compute_capability) / 10
     lines = [
-        f"CUDA    {device.dotted(runtime.runtimeGetVersion())}; the driver knows up to "
+        f"CUDA    {device.dotted(runtime.runtimeGetVersion())}; the driver supports up to "
         f"{device.dotted(runtime.driverGetVersion())}",
         f"device  {gpu.id} of {runtime.getDeviceCount()}: {device.name(cupy)}, compute capability {capability:.1f}, "
         f"{free:.1f} of {total:.1f} GiB free",
     ]
     if device.name(cupy) == device.EMULATOR:
-        lines.append("note    this is no GPU: CuPy runs on an emulator, on the processor")
+        lines.append("note    this is not a GPU: CuPy runs on a CPU emulator")
     return lines
 
 
 def check(cupy: Any) -> None:
-    """A kernel and a matrix product, held against what NumPy gives; BackendError if they differ."""
+    """Compare a kernel and a matrix product with NumPy; BackendError if they differ."""
     host = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
     x = cupy.asarray(host)
     for what, got, expected in (
@@ -72,9 +72,9 @@ def check(cupy: Any) -> None:
 
 
 def program() -> int:
-    """`main` from the command line: its exit code, 2 for what it cannot do; a reader that went away is no error."""
+    """Run `main` from the command line: its exit code, or 2 if it cannot run; a closed pipe is not an error."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # as it is under pythonw; a path may have characters that the console lacks
+        if stream is not None:  # None under pythonw; a path may have characters that the console lacks
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         if sys.argv[1:] in (["-h"], ["--help"]):
@@ -91,7 +91,7 @@ def program() -> int:
     except OSError as error:
         print(f"minidl.backend: error: {error}", file=sys.stderr)
         code = 2
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at exit
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # leaves nothing to flush at exit
     return code
 
 

@@ -1,7 +1,7 @@
-"""Whether CuPy can work here, looked at once and before any work is done.
+"""Checks once, before any work is done, whether CuPy works here.
 
-Every way in which it cannot has a message of its own, with its remedy. A first kernel and a first matrix product are
-part of it, because the libraries that these need (NVRTC and cuBLAS) are only looked for when they are used.
+Each kind of failure has its own message, with the remedy. The check runs a first kernel and a first matrix product,
+because CuPy only looks for the libraries that these need (NVRTC and cuBLAS) when they are used.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-# Packages that all hold a module called cupy. Only the second and third are CuPy 14 for an NVIDIA GPU from a wheel.
+# Packages that contain a module called cupy. Only the second and third are CuPy 14 for an NVIDIA GPU from a wheel.
 PACKAGES = ("cupy", "cupy-cuda12x", "cupy-cuda13x", "cupy-cuda11x")
 PINS = {12: "'cupy-cuda12x[ctk]>=14,<15'", 13: "'cupy-cuda13x[ctk]>=14,<15'"}  # by CUDA's major version
-DRIVERS = {12: "525", 13: "580"}  # the first driver that runs every program made for that CUDA
+DRIVERS = {12: "525", 13: "580"}  # the first driver that runs every program built for that CUDA
 OLDEST_OF_CUDA_13 = 75  # compute capability 7.5, Turing
 INSTALL = f"pip install {PINS[13]}, or {PINS[12]} if nvidia-smi shows a CUDA version below 13"
-CACHE = "CUPY_CACHE_DIR must name a folder that can be written, where CuPy keeps compiled kernels"
-EMULATOR = "CPU emulator (not a GPU)"  # the name of the device that tests/emulator pretends to be
+CACHE = "CUPY_CACHE_DIR must name a writable folder, where CuPy keeps compiled kernels"
+EMULATOR = "CPU emulator (not a GPU)"  # the name of the device that tests/emulator provides
 OUT_OF_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED")
 
 Value = TypeVar("Value")
@@ -32,11 +32,11 @@ class BackendError(RuntimeError):
     """The chosen backend cannot be used on this machine; the message says what to do."""
 
 
-_usable: ModuleType | None = None  # the CuPy that has passed
+_usable: ModuleType | None = None  # the CuPy that passed the check
 
 
 def usable_cupy() -> ModuleType:
-    """The module `cupy`, known to work; BackendError if it does not."""
+    """The module `cupy`, checked once; BackendError if it does not work."""
     global _usable
     if _usable is None or sys.modules.get("cupy") is not _usable:
         _usable = _look()
@@ -44,8 +44,8 @@ def usable_cupy() -> ModuleType:
 
 
 def packages() -> dict[str, str]:
-    """The installed packages that hold a module `cupy`: name and version."""
-    from importlib import metadata  # slow to import, and wanted only where CuPy is
+    """The installed packages that contain a module `cupy`: name and version."""
+    from importlib import metadata  # slow to import, and only needed with CuPy
 
     found = {}
     for name in PACKAGES:
@@ -57,7 +57,7 @@ def packages() -> dict[str, str]:
 
 
 def name(cupy: Any) -> str:
-    """The name of the GPU at work, or `EMULATOR`."""
+    """The name of the current GPU, or `EMULATOR`."""
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     return str(properties["name"].decode())
 
@@ -68,22 +68,22 @@ def dotted(version: int) -> str:
 
 
 def uninstall() -> str:
-    """The command that removes every package that holds a module `cupy`."""
+    """The command that removes every package with a module `cupy`."""
     return f"pip uninstall --yes {' '.join(packages())}"
 
 
 def reinstall() -> str:
-    """What puts one right package in the place of those that are there."""
+    """The commands that replace the installed packages by one that works."""
     return f"{uninstall()}, then {INSTALL}" if packages() else f"remove it, then {INSTALL}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the host or in one of the ways in which a GPU's libraries tell it."""
+    """Whether memory ran out, on the host or in any of the ways that a GPU's libraries report it."""
     return isinstance(error, MemoryError) or any(code in str(error) for code in OUT_OF_MEMORY)
 
 
 def gist(error: BaseException) -> str:
-    """The first line of what an error says; CuPy wraps the reason of a failed import into a page of advice."""
+    """The first line of an error's message; CuPy wraps the reason for a failed import in a page of advice."""
     cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
     lines = str(cause).strip().splitlines()
     return lines[0] if lines else type(cause).__name__
@@ -112,12 +112,12 @@ def _imported() -> Any:
     except Exception as error:  # a broken CUDA installation raises more than ImportError
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy" and not packages():
             raise _error(f"needs CuPy, which is not installed: {INSTALL}") from error
-        if _is_of_a_file(error):  # CuPy makes its cache of compiled kernels as it is imported
+        if _is_of_a_file(error):  # CuPy creates its cache of compiled kernels on import
             raise _error(f"needs CuPy, which cannot be imported ({gist(error)}): {CACHE}") from error
         raise _error(f"needs CuPy, which cannot be imported ({gist(error)}): {reinstall()}") from error
-    if not hasattr(cupy, "ndarray"):  # a folder is enough for Python to import something
+    if not hasattr(cupy, "ndarray"):  # Python imports an empty folder without complaint
         folder = next(iter(cupy.__path__), "?")
-        raise _error(f"needs CuPy, but in its place is the folder {folder} without one: delete it, then {INSTALL}")
+        raise _error(f"needs CuPy, but finds only the folder {folder} without it: delete it, then {INSTALL}")
     if int(cupy.__version__.split(".")[0]) < 14:
         raise _error(f"needs CuPy 14, this is {cupy.__version__}: {reinstall()}")
     if _cuda(cupy) not in PINS:
@@ -126,8 +126,8 @@ def _imported() -> Any:
 
 
 def _require_driver(cupy: Any) -> None:
-    driver = _try(cupy.cuda.runtime.driverGetVersion, "cannot ask for the driver's version")
-    if driver == 0:  # later calls would say "insufficient", which sounds as if there were one
+    driver = _try(cupy.cuda.runtime.driverGetVersion, "cannot query the driver version")
+    if driver == 0:  # later calls would report "insufficient", as if there were one
         raise _error(
             "finds no NVIDIA driver: install one from https://www.nvidia.com/drivers, and start a container with "
             "--gpus all; nvidia-smi then shows the GPU"
@@ -136,7 +136,7 @@ def _require_driver(cupy: Any) -> None:
     if has < wants:
         instead = f", or {uninstall()} and pip install {PINS[has]}" if has in PINS else ""
         raise _error(
-            f"has a driver that is too old: CuPy is built for CUDA {wants}, the driver knows CUDA "
+            f"has a driver that is too old: CuPy is built for CUDA {wants}, the driver supports CUDA "
             f"{dotted(driver)}; install driver {DRIVERS[wants]} or later{instead}"
         )
 
@@ -151,11 +151,11 @@ def _require_gpu(cupy: Any) -> None:
     if count < 1:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         remedy = "nvidia-smi must show one" if hidden is None else f"unset CUDA_VISIBLE_DEVICES, which is {hidden!r}"
-        raise _error(f"needs an NVIDIA GPU, and the driver sees none: {remedy}")
-    capability = int(_try(lambda: cupy.cuda.Device().compute_capability, "cannot ask what the GPU is"))
+        raise _error(f"needs an NVIDIA GPU, but the driver finds none: {remedy}")
+    capability = int(_try(lambda: cupy.cuda.Device().compute_capability, "cannot query the GPU"))
     if _cuda(cupy) >= 13 and capability < OLDEST_OF_CUDA_13:
         raise _error(
-            f"needs CUDA 12 for this GPU, whose compute capability {capability / 10:.1f} CUDA 13 has left behind: "
+            f"needs CUDA 12 for this GPU, whose compute capability {capability / 10:.1f} CUDA 13 no longer supports: "
             f"{uninstall()}, then pip install {PINS[12]}"
         )
 
@@ -166,21 +166,21 @@ def _cuda(cupy: Any) -> int:
 
 
 def _is_of_a_file(error: Exception) -> bool:
-    """Whether the system refused a file or folder by name; a library that cannot be loaded has none."""
+    """Whether the system refused a named file or folder; a library that fails to load has no name."""
     return isinstance(error, OSError) and error.filename is not None
 
 
 def _try(action: Callable[[], Value], failure: str, pin: str = "") -> Value:
-    """What `action` gives; else a BackendError that begins with `failure`, with the package that has what may lack."""
+    """The result of `action`, or a BackendError with `failure` and the package that may be missing."""
     try:
         return action()
     except Exception as error:
         if is_out_of_memory(error):
-            remedy = "the GPU's memory is full: end what else uses it, nvidia-smi shows it"
+            remedy = "the GPU's memory is full: stop the other programs that use it (nvidia-smi lists them)"
         elif _is_of_a_file(error):
             remedy = CACHE
-        elif "cudaErrorDevicesUnavailable" in str(error):  # held in the exclusive mode, or shut off
-            remedy = "end what else uses the GPU, nvidia-smi shows it and its compute mode"
+        elif "cudaErrorDevicesUnavailable" in str(error):  # in exclusive mode, or disabled
+            remedy = "stop the other programs that use the GPU (nvidia-smi lists them, and its compute mode)"
         else:
-            remedy = f"pip install {pin} brings NVRTC and cuBLAS" if pin else "nvidia-smi must show the GPU"
+            remedy = f"pip install {pin} installs NVRTC and cuBLAS" if pin else "nvidia-smi must show the GPU"
         raise _error(f"is not usable, {failure} ({gist(error)}): {remedy}") from error

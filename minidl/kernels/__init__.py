@@ -1,4 +1,4 @@
-"""What makes the layers fast: cpu for NumPy, cuda for CuPy. Both compute what the equations in the layers say."""
+"""What makes the layers fast: cpu for NumPy, cuda for CuPy. Both compute the equations in the layers."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from typing import Any
 
 
 def load_cuda(subject: str) -> Any:
-    """The CUDA kernels of a subject, as "lstm"; loaded when the first array of CuPy's comes."""
+    """The CUDA kernels of a subject such as "lstm", loaded when the first CuPy array arrives."""
     return importlib.import_module(f"{__name__}.cuda.{subject}")

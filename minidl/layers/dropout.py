@@ -1,4 +1,4 @@
-"""Dropout: zeros a share of the units while training."""
+"""Dropout: zeroes a random share of the units during training."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ..sequences import AnyPacking
 class DropoutCache(NamedTuple):
     """What was dropped."""
 
-    scale: Array | None  # (N, D): 0 where dropped, else 1 / (1 - p); None where nothing is
+    scale: Array | None  # (N, D): 0 where dropped, else 1 / (1 - p); None if p = 0
 
 
 class Dropout(Layer):
     """y = x * m / (1 - p), where m is 0 with probability p and else 1; at inference y = x (Srivastava et al. 2014).
 
-    The mask is a function of (seed, step, row, unit), not of a generator that advances: threads, machines,
-    a resumed run and both backends draw the same one. So `forward` needs the number of the training step, in
-    `packing.step`; without it TypeError is raised. `packing.rows` are the positions of x's rows in the whole batch
-    (default 0 ... N-1), for one who holds a part of it. The seed is drawn from `rng` when the layer is made and is no
-    part of state_dict: a run that is to go on exactly makes its layers with the same rng. x and y are (N, D).
+    The mask is a function of (seed, step, row, unit), not of a generator that advances: threads, machines, a resumed
+    run and both backends get the same mask. So `forward` needs the number of the training step in `packing.step`, and
+    raises TypeError without it. `packing.rows` are the positions of x's rows in the whole batch (default 0 ... N-1),
+    for callers that hold only a part of it. The seed is drawn from `rng` when the layer is created and is not part of
+    the state dict: to resume a run exactly, create its layers with the same rng. x and y are (N, D).
     """
 
     def __init__(self, p: float, *, dtype: str = "float32", backend: str = "numpy", rng: Rng = None) -> None:
-        # dtype and backend are those of x; both are taken so that all layers are made alike.
+        # dtype and backend are those of x; the arguments exist so that all layers have the same signature.
         checks.float_dtype(dtype)
         if backend not in ("numpy", "cupy"):
             raise ValueError(f"backend must be 'numpy' or 'cupy', got {backend!r}")

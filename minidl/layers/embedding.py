@@ -21,15 +21,15 @@ class EmbeddingCache(NamedTuple):
     """What backward needs."""
 
     ids: Array  # (N,)
-    order: RowsById | None  # on a device, where the host has sorted the ids
+    order: RowsById | None  # on a device, if the host sorted the ids
 
 
 class Embedding(Layer):
     """y[n] = weight[ids[n]].
 
     weight (num_embeddings, embedding_dim) starts as N(0, 1). ids (N,) are integers in [0, num_embeddings);
-    y is (N, embedding_dim). Ids from the host are checked (IndexError). Ids on a GPU are checked by the order that
-    `pack` made of them on the host, if packing has it, and their gradient is found faster; without, they are trusted.
+    y is (N, embedding_dim). Ids from the host are checked (IndexError). Ids on a GPU are checked by the order
+    that `pack` computed on the host, if packing has it, which also speeds up the gradient; else they are trusted.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Embedding(Layer):
         if backend.is_device(weight):
             return weight[ids]
         y = empty((len(ids), self.embedding_dim), weight)
-        # ids are in range by now; with "clip" NumPy writes into `out` at once
+        # ids are known to be in range; with "clip" NumPy writes into `out` directly
         return np.take(weight, ids, axis=0, out=y, mode="clip")
 
     def backward(self, dy: Array, cache: EmbeddingCache) -> None:

@@ -23,7 +23,7 @@ class Linear(Layer):
     """y = x W^T + b.
 
     x (N, in_features), y (N, out_features); weight W (out_features, in_features) and bias b (out_features,)
-    start as U(-k, k) with k = 1 / sqrt(in_features), as PyTorch's do. `bias=False` leaves b out.
+    start as U(-k, k) with k = 1 / sqrt(in_features), as in PyTorch. `bias=False` omits b.
     """
 
     def __init__(

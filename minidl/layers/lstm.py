@@ -1,13 +1,13 @@
 """LSTM: long short-term memory, with backpropagation through time by hand.
 
-For every time step t, with x_t (n, I), h_{t-1} and c_{t-1} (n, H), where n sequences are still alive:
+For every time step t at which n sequences are still alive, with x_t (n, I), h_{t-1} and c_{t-1} (n, H):
 
-    z_t  = x_t W_ih^T + h_{t-1} W_hh^T + b      in four parts: z_i, z_f, z_g, z_o
+    z_t  = x_t W_ih^T + h_{t-1} W_hh^T + b      which has four parts: z_i, z_f, z_g, z_o
     i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);   g = tanh(z_g), the candidate
     c_t  = f * c_{t-1} + i * g
     h_t  = o * tanh(c_t)
 
-The parts lie one after the other, (4, N, H), and W_hh is seen as (4, H, H): a product of such stacks is four products.
+The four parts are stacked, (4, N, H), and W_hh is viewed as (4, H, H): a product of such stacks is four products.
 docs/lstm-gradients.md derives the gradient. Source: Hochreiter & Schmidhuber 1997, Gers et al. 2000.
 """
 
@@ -32,10 +32,10 @@ State = tuple[Array, Array]  # (h, c), each (B, H)
 
 
 class Walk(NamedTuple):
-    """What backward needs of sequences that went through time together: all of a batch, or a part for one core."""
+    """What backward needs for sequences that walked through time together: a whole batch, or one core's shard."""
 
     gates: Array  # (4, N, H): i, f, g, o
-    h: Array  # (n_0 + N, H): before the first step, and then after the step of each row
+    h: Array  # (n_0 + N, H): before the first step, then after the step of each row
     c: Array  # (n_0 + N, H)
 
 
@@ -46,16 +46,16 @@ class LSTMCache:
     x: Array  # (N, I)
     walks: list[tuple[cpu.Shard, Walk]]
     state: State  # after every sequence's own last step
-    dstate: State | None = None  # backward leaves here the gradient of the state that forward started from
+    dstate: State | None = None  # set by backward: the gradient of the initial state
 
 
 class LSTM(Layer):
     """One LSTM layer over packed rows: x (N, I), y (N, H), packing.batch_sizes = [n_0, n_1, ...].
 
-    weight_ih (4H, I), weight_hh (4H, H), bias (4H,), gates in the order i, f, g, o as in PyTorch, whose two biases are
-    one here. Weights start Xavier-uniform over all four gates, the bias at zero; lstm.bias.data[H : 2 * H] = 1 helps to
-    remember over many steps. A state is (h, c), each (B, H) with B >= n_0, a row for each sequence in packed order;
-    zeros if none is given. `cache.state` has every sequence's own last step, and rows beyond n_0 as they came.
+    weight_ih (4H, I), weight_hh (4H, H), bias (4H,); gates in PyTorch's order i, f, g, o, but one bias instead of two.
+    Weights start Xavier-uniform over all four gates, the bias at zero; lstm.bias.data[H : 2 * H] = 1 helps to remember
+    over many steps. A state is (h, c), each (B, H) with B >= n_0, one row per sequence in packed order; zeros if none
+    is given. `cache.state` is the state after each sequence's own last step; rows beyond n_0 are passed through.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class LSTM(Layer):
         sizes = checks.packing(packing, len(x))
         if backend.is_device(x):
             return load_cuda("lstm").forward(self, x, sizes, state)
-        last = cpu.states("state", state, sizes[0], self.hidden_size, like=x)  # a copy, which the walks take on
+        last = cpu.states("state", state, sizes[0], self.hidden_size, like=x)  # a copy, which the walks update
         y, walks = cpu.in_shards(partial(self._walk, cpu.turned(self.weight_hh.data)), x, sizes, last)
         return y, LSTMCache(x, walks, last)
 
     def _walk(self, weight_hh: Array, x: Array, sizes: list[int], h_last: Array, c_last: Array) -> tuple[Array, Walk]:
-        """Forward through time: y, from a state that becomes the last one."""
+        """Forward through time: y; h_last and c_last hold the initial state and receive the final one."""
         gates = cpu.input_products(x, self.weight_ih.data, self.bias.data)
         h, c = cpu.begun(h_last, len(x)), cpu.begun(c_last, len(x))
         for rows, before, after in cpu.steps(sizes):
@@ -93,7 +93,7 @@ class LSTM(Layer):
         return h[sizes[0] :], Walk(gates, h, c)
 
     def backward(self, dy: Array, cache: Any, dstate: State | None = None) -> Array:
-        """dx (N, I) from dy (N, H) and `dstate`, that of cache.state; that of the first state goes to cache.dstate."""
+        """dx (N, I) from dy (N, H) and `dstate`, the gradient of cache.state; sets cache.dstate, the initial one's."""
         if backend.is_device(self.weight_hh.data):
             return load_cuda("lstm").backward(self, dy, cache, dstate)
         checks.cache(cache, LSTMCache)
@@ -108,10 +108,10 @@ class LSTM(Layer):
     def _walk_back(
         self, dy: Array, x: Array, walk: Walk, block: cpu.Block, dh: Array, dc: Array
     ) -> tuple[Array, Array]:
-        """Backward through the time steps of `block`: dx and the weights' gradients; takes dh, dc to before the first.
+        """Backward through the time steps of `block`: dx and the weight gradients; moves dh, dc to before its first.
 
-        dL/dh_t is what the loss asks of y_t plus what step t+1 hands back through W_hh. dL/dc_t is what h_t asks of c_t
-        plus what step t+1 hands back through its forget gate.
+        dL/dh_t is the loss's gradient of y_t plus what step t+1 passes back through W_hh. dL/dc_t is the part through
+        h_t plus what step t+1 passes back through its forget gate.
         """
         gates, weight_hh = walk.gates[:, block.rows], self.weight_hh.data.reshape(4, -1, self.hidden_size)
         dz, dh_dc, h, c = empty(gates.shape, dy), empty(dy.shape, dy), walk.h[block.after], walk.c[block.after]
@@ -138,7 +138,7 @@ class LSTM(Layer):
         return cpu.products_back(dz, x, walk.h[block.before], self.weight_ih.data)
 
     def step(self, x: Array, state: State | None = None) -> State:
-        """(h, c) after one time step of inference, as when text is written, from x (B, I) and the state before it."""
+        """(h, c) after one time step of inference, for writing text, from x (B, I) and the state before it."""
         checks.matrix("x", x, self.input_size, like=self.weight_ih.data)
         if backend.is_device(x):
             return load_cuda("lstm").step(self, x, state)

@@ -1,4 +1,4 @@
-"""The embedding's gradient on NumPy, whose own np.add.at does it one number at a time."""
+"""The embedding's gradient on NumPy, whose np.add.at would add one number at a time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 def add_rows(dweight: np.ndarray, ids: np.ndarray, dy: np.ndarray) -> None:
     """dweight[ids[n]] += dy[n] for every n, repeated ids included; dweight (V, D), ids (N,), dy (N, D).
 
-    Sorting makes every id a run of rows, and all runs of one length are a block (runs, length, D) to sum over its
-    middle axis.
+    Sorting turns every id into a run of rows. All runs of one length form a block (runs, length, D), which is summed
+    over its middle axis.
     """
     order = np.argsort(ids.astype(np.min_scalar_type(len(dweight) - 1)), kind="stable")  # small integers sort fast
     ordered = ids[order]

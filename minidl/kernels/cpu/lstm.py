@@ -1,6 +1,6 @@
-"""An LSTM's batch cut for the cores, by sequences since time cannot be; and what it does for all rows at once.
+"""Cuts an LSTM's batch for the cores, by sequences because time cannot be cut; and its work on all rows at once.
 
-The stacks of four gates are (4, N, H); a product with a copy of the weights turned round is faster than with a view.
+Stacks of the four gates are (4, N, H). A product with a transposed copy of the weights is faster than with a view.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Shard(NamedTuple):
-    """Some of a batch's sequences, a packed batch of their own."""
+    """Some of a batch's sequences, as a packed batch of their own."""
 
     sequences: slice  # in a state
     rows: slice | np.ndarray  # in x and y
@@ -47,9 +47,9 @@ def shards(sizes: list[int], parts: int) -> list[Shard]:
 def in_shards(
     walk: Callable[..., tuple[np.ndarray, T]], x: np.ndarray, sizes: list[int], state: State
 ) -> tuple[np.ndarray, list[tuple[Shard, T]]]:
-    """(y, walks): each core that is worth it does a walk(x, sizes, h, c) -> (y, what it leaves) with some sequences.
+    """(y, walks): each worthwhile core runs walk(x, sizes, h, c) -> (y, its cache) over some of the sequences.
 
-    (h, c) are views of the state, which a walk takes on to after the sequences' last steps.
+    (h, c) are views of the state, which the walk overwrites with the state after each sequence's last step.
     """
     h, c = state
     y = empty((len(x), h.shape[1]), x)
@@ -70,9 +70,9 @@ def in_shards_back(
     walks: list[tuple[Shard, Any]],
     dstate: State,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(dx, sums): for each of `in_shards`' walks walk_back(dy, x, walk, block, dh, dc) -> (dx, sums), block by block.
+    """(dx, sums): walk_back(dy, x, walk, block, dh, dc) -> (dx, sums) for each walk of `in_shards`, block by block.
 
-    Blocks, from the last time steps to the first, are for memory: what is needed of each row is there of few at a time.
+    Blocks of time steps, the last one first, save memory: the work arrays cover only a few rows at a time.
     """
     (dh, dc), dx = dstate, empty(x.shape, dy)
 
@@ -100,8 +100,8 @@ def _taken(rows: np.ndarray, places: slice | np.ndarray) -> np.ndarray:
 
 
 def steps(sizes: list[int]) -> list[tuple[slice, slice, slice]]:
-    """(rows, before, after) of every time step: where its rows lie; and where the states before and after it lie in an
-    array that begins with the n_0 states from before the first step, and then has that after the step of each row."""
+    """(rows, before, after) of every time step: where its rows are; and where the states before and after it are, in an
+    array that starts with the n_0 initial states, followed by the state after each row's step."""
     found, rows, before = [], 0, 0
     for n in sizes:
         after = rows + sizes[0]
@@ -111,16 +111,16 @@ def steps(sizes: list[int]) -> list[tuple[slice, slice, slice]]:
 
 
 class Block(NamedTuple):
-    """Time steps that follow one another."""
+    """Consecutive time steps."""
 
-    rows: slice  # of all of them
-    steps: list[slice]  # where the rows of each lie among these
-    before: np.ndarray  # where the state before each row lies
-    after: slice  # and where the states after the rows do
+    rows: slice  # of the whole block
+    steps: list[slice]  # where each step's rows are within the block
+    before: np.ndarray  # where the state before each row is
+    after: slice  # where the states after the rows are
 
 
 def blocks(sizes: list[int], width: int) -> list[Block]:
-    """All time steps in blocks of up to BACK numbers, a row having `width`, or of one step."""
+    """All time steps in blocks of up to BACK numbers with `width` per row, or of a single step."""
     found: list[list[slice]] = []
     for rows, _, _ in steps(sizes):
         if not found or (rows.stop - found[-1][0].start) * width > cuts.BACK:
@@ -138,20 +138,20 @@ def _block(bounds: list[tuple[int, int]], first: int, shift: np.ndarray) -> Bloc
 
 
 def begun(first: np.ndarray, rows: int) -> np.ndarray:
-    """Such an array, with the states from before the first step."""
+    """An array for the states before and after all steps (see `steps`), with the initial states filled in."""
     states = empty((len(first) + rows, first.shape[1]), first)
     states[: len(first)] = first
     return states
 
 
 def last(sizes: list[int]) -> np.ndarray:
-    """(n_0,): where the state after each sequence's own last step lies in it."""
+    """(n_0,): where that array has the state after each sequence's own last step."""
     lengths = (np.array(sizes)[:, None] > np.arange(sizes[0])).sum(axis=0)
     return np.cumsum([sizes[0], *sizes])[lengths - 1] + np.arange(sizes[0])
 
 
 def states(name: str, state: State | None, rows: int, width: int, like: np.ndarray, exact: bool = False) -> State:
-    """Copies of (h, c), each of `rows` rows or (but for `exact`) more; zeros where none is given."""
+    """Copies of (h, c), each with `rows` rows or (unless `exact`) more; zeros if none is given."""
     if state is None:
         return np.zeros((rows, width), like.dtype), np.zeros((rows, width), like.dtype)
     h, c = checks.state(name, state, rows, width, like, exact)
@@ -166,9 +166,9 @@ def _halves(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
 
 
 def squash(z: np.ndarray) -> np.ndarray:
-    """The gates i, f, g, o (4, n, H) in place of z, which comes halved but for g.
+    """The gates i, f, g, o (4, n, H), computed in place from z, which is already halved except for g.
 
-    sigmoid(z) = (1 + tanh(z / 2)) / 2, which cannot overflow, and takes the same call as g.
+    sigmoid(z) = (1 + tanh(z / 2)) / 2, which cannot overflow and shares the call with g.
     """
     half, rest = _halves(z.dtype)
     np.tanh(z, out=z)
@@ -178,18 +178,18 @@ def squash(z: np.ndarray) -> np.ndarray:
 
 
 def halved(z: np.ndarray) -> np.ndarray:
-    """z (n, 4H) as `squash` wants it."""
+    """z (n, 4H) as `squash` expects it."""
     return z.reshape(len(z), 4, -1).transpose(1, 0, 2) * _halves(z.dtype)[0]
 
 
 def turned(weight: np.ndarray) -> np.ndarray:
-    """(4H, D) as (4, D, H), halved but for g: then so is z, at no cost to the steps."""
+    """(4H, D) as (4, D, H), halved except for g: then z is halved too, at no cost per step."""
     stacked = weight.reshape(4, len(weight) // 4, -1).transpose(0, 2, 1)
     return np.multiply(stacked, _halves(weight.dtype)[0], out=empty(stacked.shape, weight))
 
 
 def input_products(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """x W^T + b as (4, N, H), halved but for g. The bias is the weight of an input that always is 1."""
+    """x W^T + b as (4, N, H), halved except for g. The bias is the weight of an input that is always 1."""
     with_bias = turned(np.concatenate([weight, bias[:, None]], axis=1))
     z = empty((4, len(x), with_bias.shape[2]), x)
 
@@ -201,14 +201,14 @@ def input_products(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.nd
 
 
 def in_blocks(task: Callable[[slice], object], rows: int, width: int) -> None:
-    """task(rows) for blocks of rows of `width` numbers that a cache holds, on all cores that are worth it."""
+    """task(rows) for blocks of rows of `width` numbers that fit a cache, on as many cores as pay off."""
     threads.over(rows, task, threads.cores_for(4 * rows * width, cuts.NUMBERS), pieces=-(-rows * width // cuts.BLOCK))
 
 
 def products_back(
     dz: np.ndarray, x: np.ndarray, h_before: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """dx = dz W summed over the gates (N, D), and [x_t h_{t-1} 1]^T dz (4, D + H + 1, H), with the bias's input 1."""
+    """dx = dz W summed over the gates (N, D), and [x_t h_{t-1} 1]^T dz (4, D + H + 1, H), 1 is the bias's input."""
     (_, N, H), D = dz.shape, x.shape[1]
     inputs = empty((N, D + H + 1), x)
     inputs[:, :D], inputs[:, D:-1], inputs[:, -1] = x, h_before, 1
@@ -229,7 +229,7 @@ def products_back(
 
 
 def add_to(weight_ih: np.ndarray, weight_hh: np.ndarray, bias: np.ndarray, dweights: list[np.ndarray]) -> None:
-    """Add each of `products_back`'s sums, always in the same order, to the gradients (4H, D), (4H, H), (4H,)."""
+    """Add the sums of `products_back`, always in the same order, to the gradients (4H, D), (4H, H), (4H,)."""
     D, H = weight_ih.shape[1], weight_hh.shape[1]
     for gate in range(4):
         units = slice(gate * H, (gate + 1) * H)

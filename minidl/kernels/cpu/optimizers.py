@@ -1,4 +1,4 @@
-"""Optimizers on NumPy, over flat arrays: in blocks that stay in a cache, on all cores; and the gradient's norm."""
+"""Optimizers on NumPy, over flat arrays: in blocks that fit a cache, on all cores; and the gradient norm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import cuts, threads
 
 
 def apply(update: Callable[..., object], *arrays: np.ndarray) -> None:
-    """`update` of flat `arrays` of one length, which it changes element by element."""
+    """Call `update`, which works element by element, on flat `arrays` of equal length."""
     size = arrays[0].size
 
     def change(part: slice) -> None:
@@ -21,13 +21,13 @@ def apply(update: Callable[..., object], *arrays: np.ndarray) -> None:
 
 
 def square(flat: np.ndarray) -> float:
-    """The squared norm; infinite, without NumPy's warning, where a square overflows."""
+    """The squared norm; infinite, without NumPy's warning, if a square overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
         return float(np.dot(flat, flat))
 
 
 def norm(grads: Sequence[np.ndarray]) -> float:
-    """That of all `grads` together, finite as they are."""
+    """The norm of all `grads` together, which must be finite."""
     whole = math.sqrt(sum(square(grad) for grad in grads))
     if math.isfinite(whole):
         return whole

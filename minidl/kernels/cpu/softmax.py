@@ -1,8 +1,8 @@
-"""Projection, softmax and cross-entropy on NumPy, by blocks of rows, so that logits never exist as a whole.
+"""Projection, softmax and cross-entropy on NumPy, in blocks of rows, so that the logits never exist all at once.
 
-At N = 12,800 and V = 3,602 a thread holds 9 MiB of them in place of 176 for each array of that size; a textbook
-version has three: logits, softmax and gradient. [W b]^T is a copy, turned round because a product with it is faster so;
-the bias is the weight of an input that always is 1.
+At N = 12,800 and V = 3,602 a thread holds 9 MiB instead of 176 MiB for each full-size array, of which a textbook
+version has three: logits, softmax and gradient. [W b]^T is a transposed copy, because products with it are faster; the
+bias is the weight of an input that is always 1.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _part(
 ) -> tuple[float, np.ndarray]:
     """(summed loss, dL/d[W b]^T) of the rows in `part`, whose dL/dx it fills.
 
-    With e = exp(z) and its row's sum s, dL/dz = (e / s - onehot) / total = (e - s onehot) / (s total). The division
-    by s total is left to the narrow factors: x before its product, and dx after its own.
+    With e = exp(z) and its row sum s, dL/dz = (e / s - onehot) / total = (e - s onehot) / (s total). The division
+    by s total is applied to the narrow factors: to x before its product, and to dx after its own.
     """
     loss = 0.0
     dweight = product = empty(with_bias.shape, x)
@@ -76,7 +76,7 @@ def _part(
         x1 *= scale
         np.matmul(x1.T, e, out=product)
         if product is dweight:
-            product = empty(dweight.shape, x)  # the first block's product began the sum
+            product = empty(dweight.shape, x)  # the first block's product starts the sum
         else:
             dweight += product
     return loss, dweight
@@ -85,7 +85,7 @@ def _part(
 def _exponentials(x1: np.ndarray, with_bias: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """(summed loss, e^z (n, V), its row sums) of logits z = x1 [W b]^T.
 
-    Where e^z might overflow or vanish, the row's maximum is taken from all its logits: softmax stays the same.
+    If e^z might overflow or vanish, each row's maximum is subtracted, which leaves the softmax unchanged.
     """
     rows, classes = len(x1), with_bias.shape[1]
     z = np.matmul(x1, with_bias, out=empty((rows, classes), x1))

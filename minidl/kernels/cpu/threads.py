@@ -1,10 +1,10 @@
 """Several cores for the work inside a layer.
 
-NumPy lets go of the interpreter's lock while it computes, so plain threads do. A layer cuts its work into tasks
-that write to different places; where sums are kept apart it adds them in the order of the tasks. So a result
-depends on the number of threads, which decides the cuts, but never on which thread was faster.
+NumPy releases the interpreter lock while it computes, so plain threads suffice. A layer cuts its work into tasks that
+write to different places; partial sums are added in the order of the tasks. So a result depends on the number of
+threads, which determines the cuts, but never on which thread is faster.
 
-While tasks run, BLAS is held to one thread: its own threads would fight with these over the cores, and keep
+While tasks run, BLAS is limited to one thread: its own threads would compete with these for the cores, and keep
 spinning for a while after each product.
 """
 
@@ -29,7 +29,7 @@ Outcome = tuple[Any, Exception | None]  # a task's result, or what it raised
 def set_num_threads(n: int) -> None:
     """Use up to `n` threads, at least 1, from now on. The default is the number of cores this process may use.
 
-    It waits for work that is under way, so it is not for calling from within a task.
+    It waits for running work to finish, so do not call it from within a task.
     """
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
         raise TypeError(f"n must be an int, got {type(n).__name__}")
@@ -39,36 +39,36 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads a layer uses at most."""
+    """The maximum number of threads that a layer uses."""
     return _team.size
 
 
 def cores_for(work: float, least: float) -> int:
-    """Into how many parts to cut `work`: one for each thread, fewer where a part would have less than `least`."""
+    """How many parts to cut `work` into: one per thread, or fewer if a part would be smaller than `least`."""
     return int(max(1, min(_team.size, work // least)))
 
 
 def split(length: int, parts: int) -> list[slice]:
-    """range(length) in `parts` nearly equal slices, in fewer where it is shorter."""
+    """range(length) in `parts` nearly equal slices, or fewer if it is shorter."""
     parts = max(1, min(parts, length))
     cuts = [length * part // parts for part in range(parts + 1)]
     return [slice(*cut) for cut in itertools.pairwise(cuts)]
 
 
 def over(length: int, task: Callable[[slice], T], workers: int, pieces: int = 1) -> list[T]:
-    """task(part) for parts that make up range(length): `pieces` of them at least, shared by `workers` threads."""
+    """task(part) for at least `pieces` parts of range(length), shared by `workers` threads."""
     return run([partial(task, part) for part in split(length, max(workers, pieces))], workers)
 
 
 def run(tasks: Sequence[Callable[[], T]], parts: int | None = None) -> list[T]:
-    """Call all `tasks`, spread over the threads, or over `parts` of them; their results in order.
+    """Call all `tasks` on the threads, or on `parts` of them; returns the results in order.
 
-    If tasks raise, the error of the first of them is raised once all have ended.
+    If tasks raise, the first error in their order is raised once all have ended.
     """
     with _blas:
         parts = min(_team.size, len(tasks), parts or len(tasks))
         if parts <= 1 or not _team.lock.acquire(blocking=False):
-            # the last: a call from within a task, or from another thread of the user's; the cuts stay the same
+            # lock taken: a call from within a task, or from another user thread; the cuts stay the same
             return [task() for task in tasks]
         try:
             return _team.run(tasks, parts)
@@ -77,11 +77,11 @@ def run(tasks: Sequence[Callable[[], T]], parts: int | None = None) -> list[T]:
 
 
 class _Team:
-    """The calling thread and size - 1 workers, which start when they are first needed."""
+    """The calling thread and size - 1 workers, started when they are first needed."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.lock = threading.Lock()  # held while the workers are at work
+        self.lock = threading.Lock()  # held while the workers are busy
         self.workers: ThreadPoolExecutor | None = None
 
     def resize(self, size: int) -> None:
@@ -93,13 +93,13 @@ class _Team:
     def run(self, tasks: Sequence[Callable[[], T]], parts: int) -> list[T]:
         if self.workers is None:
             self.workers = ThreadPoolExecutor(self.size - 1, thread_name_prefix="minidl")
-        errors = {"call": np.geterrcall(), **np.geterr()}  # NumPy's settings are the calling thread's own
+        errors = {"call": np.geterrcall(), **np.geterr()}  # NumPy's error settings are per thread
         futures: list[Future[list[Outcome]]] = []
         try:
             for part in range(1, parts):
                 futures.append(self.workers.submit(_outcomes, tasks[part::parts], errors))
             outcomes = [_outcomes(tasks[::parts], errors)]
-        except BaseException:  # Ctrl-C, or no thread can be started: no task may work when the caller goes on
+        except BaseException:  # Ctrl-C, or no thread could start: no task may run when the caller continues
             self.workers.shutdown(cancel_futures=True)
             self.workers = None
             raise
@@ -129,13 +129,13 @@ def _outcomes(tasks: Sequence[Callable[[], Any]], errors: Any) -> list[Outcome]:
 def _wait(futures: Sequence[Future[Any]]) -> None:
     try:
         wait(futures)
-    except BaseException:  # Ctrl-C, which waits no longer than a task takes
+    except BaseException:  # Ctrl-C: wait until the running tasks end
         wait(futures)
         raise
 
 
 class _Blas:
-    """Holds BLAS to one thread from the first entry to the last exit, in whatever threads those are."""
+    """Limits BLAS to one thread from the first entry to the last exit, in any threads."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -158,17 +158,17 @@ class _Blas:
             if self.entered == 0:
                 _take_over()
                 self.limits.restore_original_limits()
-                _take_over()  # leaves it to whoever comes next
+                _take_over()  # leaves control to the next user
 
 
 def _take_over() -> None:
-    """Let this thread set the limit: threadpoolctl, from 3.8 on, ignores all but the first that did and still lives."""
+    """Let this thread set the limit: threadpoolctl 3.8 and later only accepts the first living thread that did."""
     if hasattr(OpenBLASController, "clear_controlling_thread"):
         OpenBLASController.clear_controlling_thread(force=True)
 
 
 def usable_cores() -> int:
-    """The cores that this process may use: by its affinity, and by the quota of a container."""
+    """The number of cores that this process may use, by its affinity and its container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     try:
@@ -183,7 +183,7 @@ _blas = _Blas()
 
 
 def _after_fork_in_child() -> None:
-    """A child has none of its parent's threads."""
+    """A forked child has none of its parent's threads."""
     global _team, _blas
     _team = _Team(_team.size)
     if _blas.entered and _blas.limits is not None:

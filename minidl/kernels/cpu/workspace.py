@@ -1,12 +1,12 @@
-"""Work arrays in memory that is used again, because fresh large arrays are slow.
+"""Work arrays in reused memory, because fresh large arrays are slow.
 
-The system hands out new memory page by page, at the first touch of each, and takes it back when an array dies;
-in a training step, which asks for the same sizes every time, that can cost as much as the arithmetic. So the
-memory of a large array goes to a pool when the last array that views it dies, and the next one of like size
-takes it from there. An array stays the caller's for as long as the caller keeps it or a view of it.
+The system provides new memory page by page, at the first touch of each page, and takes it back when an array dies. In
+a training step, which needs the same sizes every time, that can cost as much as the arithmetic. So the memory of a
+large array goes to a pool when the last array that views it dies, and the next array of similar size reuses it. An
+array belongs to the caller for as long as the caller keeps it or a view of it.
 
-Every array starts on a cache line: vector instructions that straddle two lines take up to twice as long.
-On a GPU this is all CuPy's own pool.
+Every array starts on a cache line: vector instructions that straddle two lines take up to twice as long. On a GPU,
+CuPy's own pool does all this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 def empty(shape: tuple[int, ...], like: Array) -> Array:
-    """An array of arbitrary values, of the library and dtype of `like`."""
+    """An uninitialized array with the library and dtype of `like`."""
     if backend.is_device(like):
         return backend.of(like).empty(shape, like.dtype)
     nbytes = math.prod(shape) * like.dtype.itemsize
@@ -44,35 +44,35 @@ def with_ones(x: Array) -> Array:
 
 
 def own_memory(nbytes: int) -> np.ndarray:
-    """Bytes that start on a cache line, outside the pool."""
+    """Memory that starts on a cache line, outside the pool."""
     return _aligned(np.empty(nbytes + ALIGNMENT, np.uint8), nbytes)
 
 
 def release() -> None:
-    """Give the memory that lies unused in the pool back to the system."""
+    """Return the unused memory of the pool to the system."""
     _pool.release()
 
 
 class _Loan:
-    """The base of all arrays that view a block in use. With the last of them it dies."""
+    """The base of all arrays that view a block. It dies with the last of them."""
 
     def __init__(self, memory: np.ndarray) -> None:
         self.__array_interface__ = memory.__array_interface__
 
 
 class _Watch(weakref.ref[_Loan]):
-    """Sees a loan's end, and keeps its block until then."""
+    """Notices the end of a loan, and keeps its block until then."""
 
     block: np.ndarray
 
 
 class _Pool:
-    """Blocks of bytes: those in use, by the watch of their loan, and those that nobody uses at the moment."""
+    """Blocks of memory: those in use, by the watch of their loan, and the free ones."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.used: dict[int, _Watch] = {}
-        self.returned: list[_Watch] = []  # appended to when a loan ends, which may be at any point
+        self.returned: list[_Watch] = []  # appended to when a loan ends, which can be at any point
         self.free: list[np.ndarray] = []
 
     def lend(self, nbytes: int) -> np.ndarray:
@@ -80,7 +80,7 @@ class _Pool:
             self._collect()
             block = self._take(nbytes)
             loan = _Loan(_aligned(block, nbytes))
-            # A method of C's, and not one of Python's, in which Ctrl-C could be lost
+            # append is implemented in C: in a Python callback Ctrl-C could get lost
             watch = _Watch(loan, self.returned.append)
             watch.block = block
             self.used[id(watch)] = watch
@@ -100,8 +100,8 @@ class _Pool:
         place = self._closest(lambda size: nbytes <= size <= 2 * nbytes, -1)
         if place is not None:
             return self.free.pop(place)
-        # Sizes vary with the lengths of the sequences. A larger block takes the place of a smaller one,
-        # so that of about one size there never are more blocks than were in use at the same time.
+        # Sizes vary with the lengths of the sequences. A larger block replaces a smaller one, so there are
+        # never more blocks of about one size than were in use at the same time.
         place = self._closest(lambda size: nbytes < 2 * size <= 2 * nbytes, +1)
         if place is not None:
             del self.free[place]

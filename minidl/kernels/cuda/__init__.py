@@ -1,4 +1,4 @@
-"""CUDA kernels for what plain expressions would make many launches of. Loaded only where an array is CuPy's."""
+"""CUDA kernels for what would take many launches as plain expressions. Loaded only for CuPy arrays."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ SUBJECTS = ("dropout", "embedding", "lstm", "optimizers", "softmax")  # one modu
 
 
 def sources(*rules: Any) -> dict[str, str]:
-    """The complete CUDA source of every kernel, by "name dtype", as "lstm_forward float32"; needs no GPU.
+    """The complete CUDA source of every kernel, by "name dtype", such as "lstm_forward float32"; needs no GPU.
 
-    Optimizers have their `rules` with them: what their `kernel()` gives.
+    `rules` are the kernels of optimizers, as their `kernel()` returns them.
     """
     modules = [importlib.import_module(f"{__name__}.{subject}") for subject in SUBJECTS]
     kernels = [*(kernel for module in modules for kernel in module.KERNELS), *rules]

@@ -8,7 +8,7 @@ from ... import backend
 from ...backend import Array
 from .launch import Kernel, blocks
 
-# The two hashes are those of kernels/cpu/dropout.py: a key for each row and one for each unit, mixed.
+# The hashes are those of kernels/cpu/dropout.py: a key for each row and one for each unit, mixed.
 
 FORWARD = Kernel(r"""
 __device__ unsigned mix(unsigned bits)
@@ -22,7 +22,7 @@ __device__ unsigned mix(unsigned bits)
 
 extern "C" __global__ void dropout_forward(
     const real* x,          // (N, D)
-    const long long* rows,  // (N): the rows' places in the whole batch; null where they are 0 ... N-1
+    const long long* rows,  // (N): the rows' places in the whole batch; null if they are 0 ... N-1
     real* y,                // (N, D)
     real* scale,            // (N, D): 0 where dropped, else `kept`
     long long size,         // N D
@@ -48,7 +48,7 @@ KERNELS = (FORWARD,)
 
 
 def forward(x: Array, seed: int, step: int, rows: np.ndarray | None, p: float) -> tuple[Array, Array]:
-    """(y, scale), both like x (N, D); `rows` (N,) are the host's."""
+    """(y, scale), both like x (N, D); `rows` (N,) are on the host."""
     xp = backend.of(x)
     x = xp.ascontiguousarray(x)
     y, scale = xp.empty(x.shape, x.dtype), xp.empty(x.shape, x.dtype)

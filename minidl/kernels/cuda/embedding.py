@@ -1,9 +1,9 @@
-"""The embedding's gradient on a GPU: the same bits every time, which atomic additions would not give.
+"""The embedding's gradient on a GPU: the same bits every time, unlike with atomic additions.
 
 dweight[v] += the sum of dy[n] over all n with ids[n] = v. Each sum belongs to one block of threads, which adds the
-rows up in their order: LANES partial sums, of every LANES-th row of that id, and then those. `minidl.pack` sorts the
-ids on the host, so that a block finds its rows without a search. Where only the device knows the ids, every block looks
-through all of them: slower, with the same bits.
+rows in order: first LANES partial sums, each over every LANES-th row of that id, then their total. `minidl.pack` sorts
+the ids on the host, so a block finds its rows without a search. If only the device knows the ids, every block scans all
+of them, which is slower but gives the same bits.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ...sequences import RowsById, upload
 from .launch import THREADS, Kernel, int32, shaped
 
 LANES = 8  # partial sums of one id
-UNITS = THREADS // LANES  # of the embedding, in one block: a warp, which reads neighbours together
+UNITS = THREADS // LANES  # of the embedding in one block: a warp, which reads neighbours together
 
-# A block's sum over its lanes, which ends both kernels.
+# A block's sum over its lanes, at the end of both kernels.
 _FINISH = r"""
     __shared__ real parts[LANES][UNITS];
     parts[lane][unit] = total;
@@ -75,7 +75,7 @@ extern "C" __global__ void embedding_search(
 
     real total = 0;
     int matches = 0;
-    for (long long first = 0; first < N; first += THREADS) {  // all threads look at THREADS ids together
+    for (long long first = 0; first < N; first += THREADS) {  // all threads scan THREADS ids together
         if (threadIdx.x == 0) found = 0;
         __syncthreads();
         seen[threadIdx.x] = first + threadIdx.x < N ? ids[first + threadIdx.x] : -1;
@@ -94,7 +94,7 @@ KERNELS = (RUNS, SEARCH)
 
 
 def checked(ids: Array, order: RowsById | None, weight: Array) -> tuple[Array, RowsById | None]:
-    """`ids` on the device, in [0, V) as far as the host can know it, and their order if it can know that."""
+    """`ids` on the device, checked as far as the host knows them, and their order if it is known."""
     if not backend.is_device(ids):
         ids = checks.ids("ids", ids, len(weight), like=np.empty(0))  # stays on the host
         order, (ids,) = upload(ids)
@@ -102,7 +102,7 @@ def checked(ids: Array, order: RowsById | None, weight: Array) -> tuple[Array, R
     ids = checks.ids("ids", ids, len(weight), like=weight)
     if order is not None and (order.smallest < 0 or order.largest >= len(weight)):
         wrong = order.smallest if order.smallest < 0 else order.largest
-        raise IndexError(f"ids holds the id {wrong}; expected 0 to {len(weight) - 1}")
+        raise IndexError(f"ids contains the id {wrong}; expected 0 to {len(weight) - 1}")
     return ids, order
 
 

@@ -1,11 +1,11 @@
 """Launching a CUDA kernel.
 
-CuPy's RawKernel checks none of its arguments: an array of the wrong dtype, a view with gaps or a Python float (which
-is a double) are read as if they were what the kernel expects. So all of them are checked or converted here, by what
-the kernel's own signature says.
+CuPy's RawKernel checks none of its arguments: an array of the wrong dtype, a view with gaps or a Python float (a
+double) is read as if it were what the kernel expects. So every argument is checked or converted here, according to the
+kernel's own signature.
 
-In a kernel `real` is float or double, after the arrays that it is given. Threads of a block add up by halves
-in shared memory, always in the same order: the same input gives the same bits.
+In a kernel `real` is float or double, depending on its arrays. The threads of a block sum in shared memory by halves,
+always in the same order, so the same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from ... import backend, checks
 from ...backend import Array
 
-THREADS = 256  # in every block; kernels know it under the same name
+THREADS = 256  # per block; kernels use the same name
 
 _REAL = {"float32": "float", "float64": "double"}
 _FIXED = {"int": np.int32, "unsigned": np.uint32, "long long": np.int64, "float": np.float32, "double": np.float64}
@@ -37,8 +37,8 @@ class Kernel:
         SCALE = Kernel('extern "C" __global__ void scale(real* x, long long size, real factor) { ... }')
         SCALE.on(x)(blocks(x.size), x.size, 0.5)
 
-    `on` checks the arrays once, so that a loop over time steps does not do it again; they come first in the
-    signature, and the numbers after them. None is a null pointer.
+    `on` checks the arrays once, so that a loop over time steps need not. Arrays come first in the signature, numbers
+    after them. None is a null pointer.
     """
 
     def __init__(self, source: str) -> None:
@@ -57,7 +57,7 @@ class Kernel:
         return f"#define THREADS {THREADS}\ntypedef {_REAL[dtype]} real;\n{self._template}"
 
     def on(self, *arrays: Array | None) -> Callable[..., None]:
-        """launch(blocks, *numbers) on these arrays; TypeError or ValueError for one that the kernel would misread."""
+        """launch(blocks, *numbers) on these arrays; TypeError or ValueError if the kernel would misread one."""
         assert len(arrays) == len(self.arrays), f"{self.name} takes {len(self.arrays)} arrays, got {len(arrays)}"
         dtype = next(a.dtype for a, p in zip(arrays, self.arrays, strict=True) if p.type == "real" and a is not None)
         checks.float_dtype(dtype, self.name)
@@ -90,7 +90,7 @@ class Kernel:
         if dtype not in self._compiled:
             import cupy
 
-            self._compiled[dtype] = cupy.RawKernel(self.source(dtype), self.name)  # it keeps one for each device
+            self._compiled[dtype] = cupy.RawKernel(self.source(dtype), self.name)  # it keeps one per device
         return self._compiled[dtype]
 
 
@@ -102,12 +102,12 @@ def _parameter(text: str) -> _Parameter:
 
 
 def blocks(threads: int) -> int:
-    """How many blocks hold that many threads."""
+    """The number of blocks for that many threads."""
     return -(-threads // THREADS)
 
 
 def require_current(name: str, *arrays: Array | None) -> None:
-    """Raise ValueError for an array of another GPU than the current one, where its address would mean nothing."""
+    """ValueError for an array that is not on the current GPU, where its address would be meaningless."""
     import cupy
 
     here = cupy.cuda.runtime.getDevice()
@@ -115,18 +115,18 @@ def require_current(name: str, *arrays: Array | None) -> None:
         if array is not None and array.data.device_id != here and array.size:
             there = array.data.device_id
             raise ValueError(
-                f"{name} is given an array of GPU {there} while GPU {here} is the current one: "
+                f"{name} got an array on GPU {there} while GPU {here} is current: "
                 f"work within `with cupy.cuda.Device({there}):`"
             )
 
 
 def shaped(name: str, array: Array, *shape: int) -> Array:
-    """`array` without gaps, after a look at its shape: a kernel would read on past its end."""
+    """`array` made contiguous, with its shape checked: a kernel would read past its end."""
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     return backend.of(array).ascontiguousarray(array)
 
 
 def int32(ids: Array) -> Array:
-    """`ids` as kernels take them; those of `pack` are already."""
+    """`ids` as kernels expect them; ids from `pack` already are."""
     return backend.of(ids).ascontiguousarray(ids if ids.dtype == np.int32 else ids.astype(np.int32))

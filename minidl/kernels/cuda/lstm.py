@@ -1,9 +1,9 @@
 """The LSTM on a GPU: one matrix product and one kernel a time step, each way.
 
-Rows are packed as `layers.lstm` says; the gates of a row lie together, (N, 4H), in the order i, f, g, o. Row r of
-time step t is row start_t + r, and its sequence's row at step t + 1, if r < n_{t+1}, is start_{t+1} + r. Every step
-writes the h and c that the next one starts from straight into the next one's rows of `h_before` and `c_before`, so
-that both are whole (N, H) arrays for the weights' gradient and no step has to gather anything.
+Rows are packed as in `layers.lstm`; the gates of a row are adjacent, (N, 4H), in the order i, f, g, o. Row r of time
+step t is row start_t + r, and its sequence's row at step t + 1, if r < n_{t+1}, is start_{t+1} + r. Every step writes
+its h and c directly into the next step's rows of `h_before` and `c_before`, so both are complete (N, H) arrays for the
+weight gradients, and no step has to gather anything.
 
 Forward     Z = X W_ih^T for all rows in one product; then for each step
             Z_t += H_{t-1} W_hh^T   (a product that adds in place)  and  lstm_forward
@@ -24,11 +24,11 @@ from .product import add_column_sums, product, products_of_rows
 
 State = tuple[Array, Array]  # (h, c), each (B, H)
 
-# Both have one thread for each of the step's n rows and H units; neighbours have neighbouring units.
+# Both kernels have one thread per row and unit of the step, n x H; neighbouring threads have neighbouring units.
 
 FORWARD = Kernel(r"""
 extern "C" __global__ void lstm_forward(
-    real* gates,         // (N, 4H): z without its bias comes in, i f g o after their activation go out
+    real* gates,         // (N, 4H): in: z without its bias; out: i f g o after their activation
     const real* bias,    // (4H)
     real* h_before,      // (N, H): h_{t-1} of every row
     real* c_before,      // (N, H): c_{t-1} of every row
@@ -36,8 +36,8 @@ extern "C" __global__ void lstm_forward(
     real* h_last,        // (B, H): h and c of a sequence that ends here
     real* c_last,
     long long start,     // of this step's rows
-    int n,               // how many they are
-    int next,            // and how many go on at the next step
+    int n,               // number of rows
+    int next,            // number of rows that continue at the next step
     long long H)
 {
     long long index = blockIdx.x * (long long)THREADS + threadIdx.x;
@@ -45,7 +45,7 @@ extern "C" __global__ void lstm_forward(
     long long row = index / H, unit = index % H;
 
     real* z = gates + (start + row) * 4 * H + unit;
-    // exp of a large number is infinite, and the quotient then 0, as it should be
+    // exp of a large number is infinite, and the quotient correctly 0
     real i = 1 / (1 + exp(-(z[0] + bias[unit])));
     real f = 1 / (1 + exp(-(z[H] + bias[H + unit])));
     real g = tanh(z[2 * H] + bias[2 * H + unit]);
@@ -72,9 +72,9 @@ BACKWARD = Kernel(r"""
 extern "C" __global__ void lstm_backward(
     const real* gates,     // (N, 4H)
     const real* c_before,  // (N, H)
-    const real* dy,        // (N, H): what the loss asks of h_t
-    const real* dh_later,  // (B, H): what step t+1 or the final state asks of it
-    real* dc_later,        // (B, H): dL/dc_t from there; dL/dc_{t-1} goes out
+    const real* dy,        // (N, H): dL/dh_t from the loss
+    const real* dh_later,  // (B, H): dL/dh_t from step t+1 or from the final state
+    real* dc_later,        // (B, H): in: dL/dc_t from there; out: dL/dc_{t-1}
     real* dz,              // (N, 4H): dL/dz
     long long start,
     int n,
@@ -87,7 +87,7 @@ extern "C" __global__ void lstm_backward(
     long long first = (start + row) * 4 * H + unit;
     real i = gates[first], f = gates[first + H], g = gates[first + 2 * H], o = gates[first + 3 * H];
     real before = c_before[start * H + index];
-    real tanh_c = tanh(f * before + i * g);  // c_t, made again in less time than it would take to read
+    real tanh_c = tanh(f * before + i * g);  // c_t, faster to recompute than to read
 
     real dh = dy[start * H + index] + dh_later[index];
     real dc = dc_later[index] + dh * o * (1 - tanh_c * tanh_c);
@@ -127,7 +127,7 @@ def forward(lstm: Any, x: Array, sizes: list[int], state: State | None) -> tuple
     else:
         h0, c0 = checks.state("state", state, n, H, like=x)
         h_before[:n], c_before[:n] = h0[:n], c0[:n]
-        # every row that has a sequence is written by its last step
+        # each sequence's row is written by its last step
         h, c = (xp.empty((n, H), x.dtype) if len(part) == n else part.copy() for part in (h0, c0))
 
     product(x, lstm.weight_ih.data, gates, transposed="NT")

@@ -1,8 +1,8 @@
-"""Optimizers and clipping on a GPU: each rule one kernel over the flat buffer, and no look from the host.
+"""Optimizers and clipping on a GPU: each rule is one kernel over the flat buffer, and the host never waits.
 
-Whether a gradient is finite, and its norm, need all of it, and blocks of threads cannot wait for each other. So a
-first kernel leaves one number for each of its blocks, and the blocks of the second begin by putting these
-together, all in the same way. A step whose gradient is not finite changes nothing but `skipped`.
+Checking that a gradient is finite, and its norm, take all of it, but blocks of threads cannot wait for each other. So a
+first kernel leaves one number per block, and every block of the second kernel starts by combining these numbers in the
+same way. A step with a gradient that is not finite changes nothing except `skipped`.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from collections.abc import Sequence
 from ...backend import Array, of
 from .launch import Kernel, blocks
 
-MOST_BLOCKS = 1024  # fill any GPU, and leave few enough numbers for every block to put together
+MOST_BLOCKS = 1024  # enough to fill any GPU, and few enough numbers for every block to combine
 
 FIND_BAD = Kernel(r"""
 extern "C" __global__ void find_bad(
     const real* grad,  // (size)
-    int* bad,          // one for each block: whether it met a number that is not finite
+    int* bad,          // one per block: whether it found a number that is not finite
     long long size)
 {
     __shared__ int found;
     if (threadIdx.x == 0) found = 0;
     __syncthreads();
     for (long long k = blockIdx.x * (long long)THREADS + threadIdx.x; k < size; k += gridDim.x * (long long)THREADS)
-        if (!isfinite(grad[k])) found = 1;  // whoever writes it writes the same
+        if (!isfinite(grad[k])) found = 1;  // every writer writes the same value
     __syncthreads();
     if (threadIdx.x == 0) bad[blockIdx.x] = found;
 }
 """)
 
 _BLOCK_SUM = r"""
-// The sum of what the block's threads hold; all of them get it.
+// The sum over the threads of the block, returned to all of them.
 __device__ double block_sum(double value)
 {
     __shared__ double shared[THREADS];
@@ -51,7 +51,7 @@ SQUARES = Kernel(
     + r"""
 extern "C" __global__ void sum_squares(
     const real* grad,  // (size)
-    double* squares,   // one sum for each block; no float32 overflows a double so
+    double* squares,   // one sum per block; squares of float32 cannot overflow a double
     long long size)
 {
     double sum = 0;
@@ -79,7 +79,7 @@ extern "C" __global__ void clip_norm(
     double length = sqrt(block_sum(sum));
     if (blockIdx.x == 0 && threadIdx.x == 0) *norm = length;
     if (length <= max_norm) return;
-    // a norm that is not finite makes the gradient NaN, and not 0: the step is then left out and told
+    // a norm that is not finite makes the gradient NaN, not 0: the step is then skipped and reported
     real scale = max_norm / (length + 1e-6) + 0 * length;
     for (long long k = blockIdx.x * (long long)THREADS + threadIdx.x; k < size; k += gridDim.x * (long long)THREADS)
         grad[k] *= scale;
@@ -90,15 +90,15 @@ extern "C" __global__ void clip_norm(
 
 @functools.cache
 def rule(name: str, lines: str, states: tuple[str, ...], numbers: tuple[str, ...]) -> Kernel:
-    """The kernel of an optimizer's rule: its `lines` change data[k] and the states by the gradient g."""
+    """The kernel for an optimizer's rule: its `lines` update data[k] and the states from the gradient g."""
     arrays = "".join(f"    real* {state},\n" for state in states)
     constants = "".join(f",\n    real {number}" for number in numbers)
     return Kernel(rf"""
 extern "C" __global__ void {name}(
-    real* data,          // (size), as are all that follow but the two last
+    real* data,          // (size), like all that follow except the last two
     const real* grad,
-{arrays}    const int* bad,      // (parts): find_bad's
-    long long* skipped,  // counts the steps that were left out; null where another launch counts this one
+{arrays}    const int* bad,      // (parts), from find_bad
+    long long* skipped,  // counts skipped steps; null if another launch counts this one
     long long size,
     int parts{constants})
 {{
@@ -137,7 +137,7 @@ def step(kernel: Kernel, numbers: Sequence[float], pieces: Sequence[tuple[Array,
 
 
 def clip_grad_norm(grads: Sequence[Array], max_norm: float) -> Array:
-    """The norm of all `grads` together, which are scaled down to `max_norm`; it stays on the device."""
+    """Scale all `grads` together to a norm of at most `max_norm`; returns the norm before, on the device."""
     parts = [_blocks(grad) for grad in grads]
     xp = of(grads[0])
     squares, norm = xp.empty(sum(parts), "float64"), xp.empty((), "float64")
@@ -151,5 +151,5 @@ def clip_grad_norm(grads: Sequence[Array], max_norm: float) -> Array:
 
 
 def _blocks(flat: Array) -> int:
-    # at least one, also of an empty parameter: CuPy would launch it all the same, with no place for what it leaves
+    # at least one, even for an empty parameter: CuPy launches it anyway, and its result needs a place
     return max(1, min(blocks(flat.size), MOST_BLOCKS))

@@ -1,10 +1,10 @@
-"""Matrix products that add in place, one call each, by cuBLAS itself.
+"""Matrix products that add in place, one direct cuBLAS call each.
 
-CuPy's own functions cost the host 8 µs a product, these cost 1, and the host is what a loop over time waits for. The
-price is that nothing is checked on the way, so all operands are checked here: one dtype, no gaps.
+CuPy's own functions cost the host 8 µs a product, these cost 1 µs, and a loop over time waits for the host. The price
+is that cuBLAS checks nothing, so all operands are checked here: one dtype, no gaps.
 
-cuBLAS reads memory column by column: a matrix that NumPy calls (n, k) is (k, n) to it. It is therefore
-asked for out^T = op(b)^T op(a)^T, whose operands are b and a as they lie, and whose result lies as `out` does.
+cuBLAS is column-major: a matrix that NumPy calls (n, k) is (k, n) to it. It is therefore asked for
+out^T = op(b)^T op(a)^T, whose operands are b and a as they are in memory, and whose result has the layout of `out`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ... import backend
 from ...backend import Array
 from .launch import require_current
 
-# 0 and 1 in the host's memory, whence cuBLAS reads what a product and what it is added to are multiplied by
+# 0 and 1 in host memory, where cuBLAS reads the factors of the product and of what it is added to
 _FACTORS = {dtype: np.array([0, 1], dtype) for dtype in ("float32", "float64")}
 
 
 def product(a: Array, b: Array, out: Array, add: bool = False, transposed: str = "NN") -> None:
-    """out = op(a) op(b), or out += op(a) op(b), all 2-D; `transposed` says "T" for an operand that is transposed."""
+    """out = op(a) op(b), or out += op(a) op(b), all 2-D; `transposed` has a "T" for each transposed operand."""
     a, b = backend.of(a).ascontiguousarray(a), backend.of(b).ascontiguousarray(b)
     rows, inner = a.shape if transposed[0] == "N" else a.shape[::-1]
     inner_of_b, columns = b.shape if transposed[1] == "N" else b.shape[::-1]
@@ -37,7 +37,7 @@ def products_of_rows(
 ) -> Callable[[int, int, int], None]:
     """multiply(n, a_start, out_start): out[out_start:][:n] = (or +=) a[a_start:][:n] op(b).
 
-    The arrays are checked here, once for all time steps; that the rows are there is the caller's to know.
+    The arrays are checked here, once for all time steps; the caller guarantees that the rows exist.
     """
     b = backend.of(b).ascontiguousarray(b)
     inner, columns = b.shape if transposed == "N" else b.shape[::-1]
@@ -53,7 +53,7 @@ def products_of_rows(
 
 
 def add_column_sums(x: Array, out: Array) -> None:
-    """out (D,) += the sum of the rows of x (N, D): a product with ones, which fills the GPU at any shape."""
+    """out (D,) += the sum of the rows of x (N, D): a product with ones, which keeps the GPU busy at any shape."""
     product(backend.of(x).ones((1, len(x)), x.dtype), x, out.reshape(1, -1), add=True)
 
 
@@ -75,7 +75,7 @@ def _gemm(a: Array, b: Array, out: Array, add: bool, transposed: str) -> Callabl
     a_width, b_width, columns = a.shape[1], b.shape[1], out.shape[1]
     handle, a_start, b_start, out_start = cupy.cuda.get_cublas_handle(), a.data.ptr, b.data.ptr, out.data.ptr
 
-    alive = a, b, out  # as long as gemm is: it knows no more than their addresses
+    alive = a, b, out  # as long as gemm is: it only has their addresses
 
     def gemm(rows: int, inner: int, a_bytes: int, out_bytes: int, alive: object = alive) -> None:
         first, second = a_start + a_bytes, out_start + out_bytes

@@ -1,7 +1,7 @@
-"""Softmax cross-entropy on a GPU: for each row, one block of threads makes the loss and the gradient together.
+"""Softmax cross-entropy on a GPU: for each row, one block of threads computes the loss and the gradient together.
 
 With z the logits of a row and k its target, as in `losses`: loss = log(sum_v exp z_v) - z_k and
-dloss/dz = softmax(z) - onehot(k). The row's maximum is taken from all its logits first, so nothing overflows.
+dloss/dz = softmax(z) - onehot(k). The row's maximum is subtracted from its logits first, so nothing overflows.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from ...parameter import Parameter
 from .launch import Kernel, int32, shaped
 from .product import add_column_sums, product
 
-BLOCK_BYTES = 2**28  # logits alive at a time: few blocks of rows, and no more memory than a GPU has to spare
+BLOCK_BYTES = 2**28  # logits held at a time: few blocks of rows, in memory that a GPU can spare
 
 ROWS = Kernel(r"""
-// The largest, or the sum, of what the block's threads hold; all of them get it.
+// The maximum, or the sum, over the threads of the block, returned to all of them.
 __device__ real combined(real value, bool largest, real* shared)
 {
-    __syncthreads();  // what the last call left there has been read
+    __syncthreads();  // the results of the previous call have been read
     shared[threadIdx.x] = value;
     __syncthreads();
     for (int half = THREADS / 2; half > 0; half /= 2) {
@@ -57,11 +57,11 @@ extern "C" __global__ void softmax_rows(
     for (long long v = threadIdx.x; v < V; v += THREADS) {
         real value = z[v] + (bias ? bias[v] : 0) - top;
         sum += exp(value);
-        if (v == target) picked = value;  // one thread has it, the others keep 0
+        if (v == target) picked = value;  // one thread has the target, the others keep 0
     }
     sum = combined(sum, false, shared);
     picked = combined(picked, false, shared);
-    if (target < 0 || target >= V) sum = sqrt((real)-1);  // NaN, so that it shows: nothing has checked it before
+    if (target < 0 || target >= V) sum = sqrt((real)-1);  // NaN, to make it visible: nothing has checked the id before
     if (threadIdx.x == 0) losses[blockIdx.x] = log(sum) - picked;
 
     if (dlogits)
@@ -123,7 +123,7 @@ def forward_backward(x: Array, targets: Array, total: float, weight: Parameter, 
     for rows in _blocks(x, V):
         logits = xp.empty((rows.stop - rows.start, V), x.dtype)
         product(x[rows], weight.data, logits, transposed="NT")
-        dlogits = logits  # in their place
+        dlogits = logits  # in place
         ROWS.on(logits, bias.data, targets[rows], losses[rows], dlogits)(len(logits), V, total)
         product(dlogits, weight.data, dx[rows])
         product(dlogits, x[rows], weight.grad, add=True, transposed="TN")
