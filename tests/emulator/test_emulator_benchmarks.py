@@ -36,4 +36,4 @@ def test_the_emulator_is_not_taken_for_a_gpu() -> None:
     assert len(done.stderr.splitlines()) == 1 and "CPU emulator (not a GPU)" in done.stderr
     done = emulator.run("-m", "minidl.backend")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "this is no GPU" in done.stdout and "matrix product are right" in done.stdout
+    assert "this is not a GPU" in done.stdout and "matrix product are correct" in done.stdout

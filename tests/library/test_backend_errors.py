@@ -76,26 +76,26 @@ BROKEN: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a driver that cannot be asked": (
         {"cuda.runtime.driverGetVersion": fails("cudaErrorUnknown: unknown error\nmore")},
-        ["driver's version", "cudaErrorUnknown: unknown error", "nvidia-smi"],
+        ["driver version", "cudaErrorUnknown: unknown error", "nvidia-smi"],
     ),
     "a driver too old": (
         {"cuda.runtime.driverGetVersion": lambda: 11080},
-        ["driver that is too old", "built for CUDA 12", "knows CUDA 11.8", "driver 525 or later"],
+        ["driver that is too old", "built for CUDA 12", "supports CUDA 11.8", "driver 525 or later"],
     ),
     "a driver too old for this wheel": (
         {"cuda.runtime.driverGetVersion": lambda: 12040, "cuda.runtime.runtimeGetVersion": lambda: 13000},
         [
             "built for CUDA 13",
-            "knows CUDA 12.4",
+            "supports CUDA 12.4",
             "driver 580",
             "pip uninstall",
             f"pip install {PINS[12]}",
         ],
     ),
-    "no device": ({"cuda.runtime.getDeviceCount": lambda: 0}, ["the driver sees none", "nvidia-smi"]),
+    "no device": ({"cuda.runtime.getDeviceCount": lambda: 0}, ["the driver finds none", "nvidia-smi"]),
     "no device, by an error": (
         {"cuda.runtime.getDeviceCount": fails(NO_DEVICE)},
-        ["the driver sees none", "nvidia-smi"],
+        ["the driver finds none", "nvidia-smi"],
     ),
     "a device that does not answer": (
         {"cuda.runtime.getDeviceCount": fails("cudaErrorSystemDriverMismatch: differs\nmore")},
@@ -135,11 +135,11 @@ BROKEN: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a GPU that another holds alone": (
         {"ones": fails("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable")},
-        ["first kernel", "cudaErrorDevicesUnavailable", "end what else uses the GPU", "nvidia-smi"],
+        ["first kernel", "cudaErrorDevicesUnavailable", "stop the other programs that use the GPU", "nvidia-smi"],
     ),
     "a cache of kernels that cannot be written": (
         {"ones": refuses_a_file},
-        ["first kernel", "Permission denied: '/home/me/.cupy/tmp1'", "CUPY_CACHE_DIR must name a folder"],
+        ["first kernel", "Permission denied: '/home/me/.cupy/tmp1'", "CUPY_CACHE_DIR must name a writable folder"],
     ),
     "a GPU that others have filled, as cuBLAS tells it": (
         {"ndarray.__matmul__": fails("CUBLAS_STATUS_ALLOC_FAILED")},
@@ -184,7 +184,7 @@ def test_a_healthy_cupy_is_looked_at_once(cupy: Any, monkeypatch: pytest.MonkeyP
 def test_hidden_devices_are_told_of(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     cupy.cuda.runtime.getDeviceCount = lambda: 0
-    with refuses(minidl.BackendError, "sees none", "unset CUDA_VISIBLE_DEVICES", "'-1'"):
+    with refuses(minidl.BackendError, "finds none", "unset CUDA_VISIBLE_DEVICES", "'-1'"):
         backend.get("cupy")
 
 
@@ -233,7 +233,7 @@ def test_a_folder_for_compiled_kernels_that_cannot_be_made(
     source = f"import os; os.makedirs({str(tmp_path / 'home' / '.cupy')!r})"
     (tmp_path / "cupy.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(minidl.BackendError, match=r"cannot be imported.*CUPY_CACHE_DIR must name a folder") as caught:
+    with pytest.raises(minidl.BackendError, match=r"cannot be imported.*CUPY_CACHE_DIR must name a writable folder") as caught:
         backend.get("cupy")
     assert "pip" not in str(caught.value)
 
@@ -293,9 +293,9 @@ def test_the_report_says_what_there_is(cupy: Any, capsys: pytest.CaptureFixture[
         f"NumPy   {np.__version__} with ",
         f"threads {minidl.get_num_threads()}, of ",
         "CuPy    14.2.0 (cupy-cuda12x)",
-        "CUDA    12.9; the driver knows up to 12.9",
+        "CUDA    12.9; the driver supports up to 12.9",
         "device  0 of 1: a double of a GPU, compute capability 8.0, 3.0 of 4.0 GiB free",
-        "check   a first kernel and a first matrix product are right",
+        "check   a first kernel and matrix product are correct",
     ):
         assert expected in out
     assert "emulator" not in out
@@ -304,7 +304,7 @@ def test_the_report_says_what_there_is(cupy: Any, capsys: pytest.CaptureFixture[
 def test_the_report_does_not_call_the_emulator_a_gpu(cupy: Any, capsys: pytest.CaptureFixture[str]) -> None:
     cupy.cuda.runtime.getDeviceProperties = lambda _: {"name": device.EMULATOR.encode()}
     assert report.main() == 0
-    assert "this is no GPU" in capsys.readouterr().out
+    assert "this is not a GPU" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", ["__mul__", "__matmul__"])

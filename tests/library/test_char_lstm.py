@@ -119,7 +119,7 @@ def test_it_runs_on_a_gpu_unchanged(example: Any, monkeypatch: pytest.MonkeyPatc
     ("content", "options", "words"),
     [
         (None, (), ["No such file"]),
-        ("abc", (), ["3 characters", "64 streams"]),
+        ("abc", (), ["3 characters", "128 streams"]),
         (b"\xff\xfe", (), ["utf-8"]),
         ("abc" * 999, ("--steps", 0), ["chunks of 0"]),
         ("abc" * 999, ("--lr", -1), ["lr", "-1"]),

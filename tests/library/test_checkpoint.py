@@ -196,7 +196,7 @@ def test_every_single_bit_that_flips_is_found(tiny: Path) -> None:
         (b'"a":', b'"b":', "SHA-256"),
         (b'"F32"', b'"I32"', "SHA-256"),
         (b'"shape":[2]', b'"shape":[1,2]', "SHA-256"),
-        (b'"minidl":', b'"others":', "not a checkpoint of minidl"),
+        (b'"minidl":', b'"others":', "not a minidl checkpoint"),
         (b'\\"format\\": 2', b'\\"format\\": 3', "format 3"),
         (b'\\"format\\": 2', b'\\"format\\": 1', "metadata"),
         (b'\\"format\\": 2', b'\\"format\\": 0', "metadata"),
@@ -234,10 +234,10 @@ def test_files_of_other_programs_are_refused(tmp_path: Path) -> None:
 
     path = tmp_path / "c"
     save_file({"a": np.ones(2)}, path)
-    with fails(path, "not a checkpoint of minidl"):
+    with fails(path, "not a minidl checkpoint"):
         minidl.load(path)
     save_file({"a": np.ones(2)}, path, metadata={"format": "pt"})
-    with fails(path, "not a checkpoint of minidl"):
+    with fails(path, "not a minidl checkpoint"):
         minidl.load(path)
     for entry in ("", "{}", "[]", "null", "3", '{"format": 1}', '"format"', "\N{SNOWMAN}"):
         save_file({"a": np.ones(2)}, path, metadata={"minidl": entry})
@@ -245,7 +245,7 @@ def test_files_of_other_programs_are_refused(tmp_path: Path) -> None:
             minidl.load(path)
     for content in (b"", b"\0" * 8, b"PK\x03\x04", os.urandom(500), b"a text\nof two lines\n" * 20):
         path.write_bytes(content)
-        with fails(path, "damaged or no safetensors file"):
+        with fails(path, "damaged, or not a safetensors file"):
             minidl.load(path)
 
 

@@ -32,7 +32,7 @@ def metadata(text: str) -> bytes:
     return entry(json.dumps({"format": 1, "sha256": minidl.checkpoint._digest({}, text), "metadata": text}))
 
 
-DAMAGED, UNREADABLE = "damaged or no safetensors file", "metadata cannot be read"
+DAMAGED, UNREADABLE = "damaged, or not a safetensors file", "metadata cannot be read"
 FILES: dict[str, tuple[bytes, str]] = {
     "a header of 2**63 bytes": ((2**63).to_bytes(8, "little") + b"{}", DAMAGED),
     "a header of 2**64 - 1 bytes": ((2**64 - 1).to_bytes(8, "little") + b"{}", DAMAGED),
@@ -50,14 +50,14 @@ FILES: dict[str, tuple[bytes, str]] = {
     "two in one place": (with_header({"a": tensor("U8", [2], 0, 2), "b": tensor("U8", [2], 1, 3)}, b"abc"), DAMAGED),
     "a hole": (with_header({"a": tensor("U8", [1], 1, 2)}, b"ab"), DAMAGED),
     "more at the end": (with_header({"a": tensor("U8", [1], 0, 1)}, b"ab"), DAMAGED),
-    "a dtype that NumPy has not": (with_header({"a": tensor("BF16", [1], 0, 2)}, b"ab"), "dtype 'BF16'"),
+    "a dtype that unknown to NumPy": (with_header({"a": tensor("BF16", [1], 0, 2)}, b"ab"), "dtype 'BF16'"),
     "lists in lists": (with_header(b"[" * 1_000_000), DAMAGED),
     "objects in objects": (with_header(b'{"a":' * 200_000), DAMAGED),
     "not UTF-8": (with_header(b'{"\xff\xfe":{}}'), DAMAGED),
     "half a character": (with_header(b'{"__metadata__":{"minidl":"\\ud800"}}'), DAMAGED),
     "a name of two lines": (with_header({"a\nb" * 1000: tensor("U8", [1], 1, 2)}, b"ab"), DAMAGED),
     "an entry that is no text": (with_header({"__metadata__": {"minidl": {}}}), DAMAGED),
-    "no entries": (with_header({"__metadata__": None}), "not a checkpoint of minidl"),
+    "no entries": (with_header({"__metadata__": None}), "not a minidl checkpoint"),
     "an entry of lists in lists": (entry("[" * 1_000_000), UNREADABLE),
     "a format of 5,000 digits": (entry('{"format": ' + "9" * 5000), UNREADABLE),
     "a format that is a list of a list of ...": (entry('{"format": ' + "[" * 900 + "]" * 900 + "}"), UNREADABLE),

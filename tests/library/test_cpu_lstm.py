@@ -222,7 +222,7 @@ def test_states_are_copies_or_zeros(dtype: str) -> None:
     assert not np.shares_memory(h, c)
     with pytest.raises(ValueError, match=r"^dstate h must have shape \(3, 2\), got \(5, 2\)$"):
         lstm.states("dstate", given_state, 3, 2, like, exact=True)
-    with pytest.raises(ValueError, match=r"^state must hold at least the 6 rows"):
+    with pytest.raises(ValueError, match=r"^state must have at least the 6 rows"):
         lstm.states("state", given_state, 6, 2, like)
 
 

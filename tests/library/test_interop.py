@@ -261,7 +261,7 @@ def test_a_file_is_plain_safetensors_and_comes_back(tmp_path: Path) -> None:
     with safe_open(tmp_path / "f", "np") as file:
         assert file.metadata() == {"format": "pt", "tokens": "日月"}
     assert os.listdir(tmp_path) == ["f"]
-    with fails(tmp_path / "f", "not a checkpoint of minidl"):
+    with fails(tmp_path / "f", "not a minidl checkpoint"):
         minidl.load(tmp_path / "f")
 
 
@@ -287,7 +287,7 @@ UNREADABLE: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "bfloat16": (crafted("BF16", 2), ("BF16", "NumPy", ".float()")),
     "float8": (
         crafted("F8_E4M3", 1),
-        ("F8_E4M3", "NumPy has not; where it was made, convert its tensors with .float()"),
+        ("F8_E4M3", "unknown to NumPy; where it was made, convert its tensors with .float()"),
     ),
     "integers": (crafted("I64", 8), ("'w'", "int64")),
     "NaN": (WHOLE[:-4] + np.float32(np.nan).tobytes(), ("'w'", "not finite")),

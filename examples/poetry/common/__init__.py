@@ -1,1 +1,1 @@
-"""What all rooms use: the command line, whole files, progress, pictures and their letters."""
+"""Shared by all rooms: the command line, atomic files, progress, pictures and fonts."""

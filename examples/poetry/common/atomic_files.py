@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: what was there stays until its successor is complete."""
+"""Atomic files: the old content stays until the new one is complete."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
 
-STALE_SECONDS = 7200.0  # in which no file of a folder has been written to
-OURS = re.compile(r"\.[0-9a-f]{32}\.tmpdir")  # what `new_folder` names one while it is written
+STALE_SECONDS = 7200.0  # without a write to any file of the folder
+OURS = re.compile(r"\.[0-9a-f]{32}\.tmpdir")  # the name that `new_folder` uses while writing
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path` at one stroke; if the disk refuses or Ctrl-C comes, nothing has changed."""
+    """Write `content` to `path` atomically; after a disk error or Ctrl-C nothing has changed."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # beside it: a file cannot be renamed onto another disk
     try:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # some file systems tell only here that they are full
+            os.fsync(file.fileno())  # some file systems report only here that they are full
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # tell of the file that was asked for
+        if isinstance(error, OSError):  # report the requested file, not the temporary one
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """In UTF-8."""
+    """`write_bytes` in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `path` when the block has ended; if it does not end well, it goes again.
+    """A folder to write in, which becomes `path` when the block ends, or is removed if the block fails.
 
-    What a killed process left behind goes too, once it is STALE_SECONDS old.
+    Leftovers of killed processes are removed too, once they are STALE_SECONDS old.
     """
     for left in path.parent.glob(".*.tmpdir"):
         if OURS.fullmatch(left.name):
@@ -58,14 +58,14 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.rename(path)
-    except OSError as error:  # tell of the folder that was asked for
+    except OSError as error:  # report the requested folder, not the temporary one
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:
-    """As PNG."""
+    """Write `figure` as PNG, atomically."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi)
     write_bytes(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""What the programs share on the command line: argument types, one-line errors, UTF-8, folders for results."""
+"""Shared by the command lines of all programs: argument types, one-line errors, UTF-8, folders for results."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ import minidl
 RUNS = Path("runs")
 PRETRAINED = Path(__file__).parents[1] / "pretrained" / "model.safetensors"
 METRICS = "metrics.jsonl"
-CHECKPOINT = "checkpoint.safetensors"  # of train.py: where the run stands
+CHECKPOINT = "checkpoint.safetensors"  # train.py's state of the run
 TAKEN = "already holds a run; choose another folder"
-BEGUN = f"holds a run that has just begun, or was killed in its first epoch; choose another, or delete {METRICS} there"
-UNREAD = 141  # a shell's word for a process that SIGPIPE ended
-NEVER_FAIL = ("backslashreplace", "ignore", "namereplace", "xmlcharrefreplace")  # handlers of errors
-GOES_ON = "; train.py --resume goes on with it"
+BEGUN = (
+    f"holds a run that has just started, or was killed in its first epoch; choose another, or delete {METRICS} there"
+)
+UNREAD = 141  # the shell's exit code for a process ended by SIGPIPE
+NEVER_FAIL = ("backslashreplace", "ignore", "namereplace", "xmlcharrefreplace")  # error handlers of codecs
+GOES_ON = "; train.py --resume continues it"
 
 
 class UsageError(Exception):
-    """Something that the user asked for cannot be done; the message is one line."""
+    """The user's request cannot be carried out; the message is one line."""
 
 
 def require(package: str, extra: str) -> None:
-    """UsageError with the remedy if a package that few want is missing."""
+    """UsageError, with the remedy, if an optional package is missing."""
     if importlib.util.find_spec(package) is None:
         raise UsageError(f"{package} is not installed; in the repository's folder: pip install -e '.[{extra}]'")
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that there are."""
+    """Shows defaults, except those that say nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         none = action.default is None or action.default is False or action.default == ""
@@ -49,7 +51,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows every default in --help and tells a wrong argument in one line."""
+    """Shows every default in --help, and reports a wrong argument in one line."""
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
@@ -75,7 +77,7 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def text(value: str) -> str:
-    """An argparse type: UTF-8 text, even where the locale took its bytes for something else."""
+    """An argparse type: UTF-8 text, even if the locale decoded its bytes as something else."""
     try:
         return os.fsencode(value).decode("utf-8")
     except UnicodeDecodeError:
@@ -83,7 +85,7 @@ def text(value: str) -> str:
 
 
 def real(test: Callable[[float], bool], expected: str) -> Callable[[str], float]:
-    """An argparse type: a finite number for which `test` holds."""
+    """An argparse type: a finite number that passes `test`."""
 
     def convert(text: str) -> float:
         try:
@@ -104,9 +106,9 @@ positive = real(lambda value: value > 0, "above 0")
 def results_folder(path: Path, resume: bool = False) -> Iterator[Path]:
     """`output_folder` for a run; UsageError if it already holds one.
 
-    To `resume`, it may hold one that has a checkpoint, or none yet and no metrics either.
+    To `resume`, it may hold a run with a checkpoint, or neither checkpoint nor metrics.
     """
-    with contextlib.suppress(OSError):  # of which `output_folder` tells
+    with contextlib.suppress(OSError):  # reported by `output_folder`
         metrics = (path / METRICS).stat().st_size if (path / METRICS).exists() else None
         checkpoint = (path / CHECKPOINT).exists()
         if resume and metrics and not checkpoint:
@@ -119,9 +121,9 @@ def results_folder(path: Path, resume: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def output_folder(path: Path, option: str = "--out") -> Iterator[Path]:
-    """Make `path`, which `option` named, and try to write in it; UsageError if that fails.
+    """Create `path`, the value of `option`, and check that it is writable; UsageError if not.
 
-    The folders that had to be made go again if nothing was put into them.
+    Folders that had to be created are removed again if they stay empty.
     """
     new: list[Path] = []
     try:
@@ -141,7 +143,7 @@ def output_folder(path: Path, option: str = "--out") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def memory_advice(remedy: str, kept: Callable[[], str]) -> Iterator[None]:
-    """Turn memory that runs out, on the host or on a GPU, into a UsageError with a remedy and what is not lost."""
+    """Turn running out of memory, on the host or a GPU, into a UsageError with a remedy and what was saved."""
     try:
         yield
     except Exception as error:
@@ -152,7 +154,7 @@ def memory_advice(remedy: str, kept: Callable[[], str]) -> Iterator[None]:
 
 
 def next_run(prefix: str = "") -> Path:
-    """The first of runs/1, runs/2, ... (or runs/<prefix>1, ...) that holds no run."""
+    """The first of runs/1, runs/2, ... (or runs/<prefix>1, ...) without a run."""
     number = 1
     while any((RUNS / f"{prefix}{number}" / name).exists() for name in (METRICS, CHECKPOINT)):
         number += 1
@@ -160,13 +162,13 @@ def next_run(prefix: str = "") -> Path:
 
 
 def newest_run() -> Path:
-    """The run under runs/ whose checkpoint was saved last, or else the first folder that holds none."""
+    """The run under runs/ whose checkpoint was saved last, or else the first folder without a run."""
     found = sorted(RUNS.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
     return found[-1].parent if found else next_run()
 
 
 def newest_model() -> Path:
-    """The model under runs/ that was trained last, or else the one that comes with the programs."""
+    """The model under runs/ that was trained last, or else the pretrained one."""
     found = sorted(RUNS.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
     if not found and not PRETRAINED.exists():
         raise UsageError(f"no model under {RUNS.resolve()}: train one with train.py, or name one with --model")
@@ -179,10 +181,10 @@ def newest_model() -> Path:
 def metrics_file(
     folder: Path, lines: Iterable[Mapping[str, object]] | None = None
 ) -> Iterator[Callable[[Mapping[str, object]], None]]:
-    """A function that appends one JSON object a line to the folder's metrics, each on the disk at once.
+    """A function that appends a JSON object as a line to the folder's metrics, flushed immediately.
 
-    The file marks the folder as taken. It goes again if nothing was written. With `lines`, those of a run that goes
-    on, it begins with them, whatever was there.
+    The file marks the folder as taken, and is removed again if nothing was written. With the `lines` of a resumed run,
+    they replace whatever was in the file.
     """
     if lines is not None:
         write_text(folder / METRICS, "".join(f"{json.dumps(line)}\n" for line in lines))
@@ -199,27 +201,27 @@ def metrics_file(
 
 
 def note(text: str) -> None:
-    """One line for the person at the terminal; standard output is for poems."""
+    """Print a line for the user on standard error; standard output is for poems."""
     print(text, file=sys.stderr, flush=True)
 
 
 def leave(code: int, message: str = "") -> NoReturn:
-    """Say `message`, if there is one, and end the program; that its reader went away (UNREAD) is no error."""
+    """Print `message`, if there is one, and end the program; a closed pipe (UNREAD) is not an error."""
     if message:
-        with contextlib.suppress(OSError):  # there may be no room for it
+        with contextlib.suppress(OSError):  # the disk may be full
             note(message)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # nothing is left to be flushed at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # leaves nothing to flush at exit
     sys.exit(0 if code == UNREAD else code)
 
 
 def stream_options() -> dict[str, str]:
-    """How the streams are to be written: in UTF-8, or as Python has them by an encoding that PYTHONIOENCODING names.
+    """Options for the streams: UTF-8, or the encoding that PYTHONIOENCODING names.
 
-    A character that it lacks becomes ?, or what the variable says; but never an error, which would lose a poem.
+    A character that it lacks becomes ?, or what the variable says, but never an error, which could lose a poem.
     """
     wanted = "" if sys.flags.ignore_environment else os.environ.get("PYTHONIOENCODING", "")
     encoding, _, errors = wanted.partition(":")
@@ -230,10 +232,10 @@ def stream_options() -> dict[str, str]:
 def run(
     main: Callable[[], int | None], *errors: type[Exception], leave: Callable[[int, str], NoReturn] = leave
 ) -> NoReturn:
-    """Call `main` as a program: exit code 2 and one line for a UsageError, one of `errors` or the system's.
+    """Call `main` as a program: exit code 2 and one line for a UsageError, one of `errors`, or a system error.
 
-    Both streams are in UTF-8 on every platform, unless PYTHONIOENCODING says otherwise. Ctrl-C exits with 130, and a
-    reader that went away (`| head`) is no error. `leave` ends the program.
+    Both streams are UTF-8 on every platform, unless PYTHONIOENCODING says otherwise. Ctrl-C exits with 130, and a
+    closed pipe (`| head`) is not an error. `leave` ends the program.
     """
     expected: tuple[type[Exception], ...] = (UsageError, minidl.BackendError, minidl.CheckpointError)
     expected += (OSError, MemoryError, *errors)
@@ -247,7 +249,7 @@ def run(
     try:
         try:
             code = main() or 0
-        except SystemExit as ended:  # of --help, whose text is still to be written, or of a wrong argument
+        except SystemExit as ended:  # from --help, whose text must still be flushed, or a wrong argument
             code = int(ended.code or 0)
         sys.stdout.flush()
     except KeyboardInterrupt:

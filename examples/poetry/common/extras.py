@@ -1,4 +1,4 @@
-"""Imported before anything that may be missing: says in one line what is, and how to get it."""
+"""Imported before any package that may be missing: says in one line which are missing, and how to install them."""
 
 import importlib.util
 import sys

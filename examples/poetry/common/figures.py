@@ -22,14 +22,14 @@ BLUE, ORANGE, GREY, RED = "#20639b", "#ed8a19", "#8a8a8a", "#c0392b"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
 DPI = 120
 PAPER = "#fbf7ee"
-COLUMN, BAND, BANDS = 16, 30, 12  # characters of a column, columns side by side, and how often one under the other
+COLUMN, BAND, BANDS = 16, 30, 12  # characters in a column, columns in a band, bands on a page
 COLUMNS = re.compile(rf"[^。]{{1,{COLUMN}}}。{{0,3}}|。{{1,{COLUMN}}}")
-LINE, LINES = 72, 240  # characters of a line, and lines of a page
+LINE, LINES = 72, 240  # characters in a line, lines on a page
 matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
 def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], reported: Mapping[int, float] | None = None) -> None:
-    """Losses and perplexity by epoch; with `reported` the report's figures beside ours, pads included."""
+    """Losses and perplexity by epoch; with `reported`, the report's figures beside ours, pads included."""
     epochs = [line["epoch"] for line in lines]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -64,7 +64,7 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], reported: Mappin
 
 
 def _count_epochs(axes: Axes) -> None:
-    """Ticks at whole epochs alone, also where there is but one."""
+    """Ticks only at whole epochs, even if there is just one."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
@@ -98,13 +98,13 @@ def draw_starts(path: Path, starts: Sequence[Any], frequencies: float) -> None:
 
 
 def draw_poems(path: Path, poems: Sequence[str]) -> None:
-    """The poems as on a page: in columns from the top down, from right to left; other scripts than Chinese in lines.
+    """The poems as on a page: Chinese in vertical columns from right to left, other scripts in lines.
 
-    What no font has, and what exceeds the largest page, is noted in a line.
+    Prints a note about characters that no font has, and about text that exceeds the largest page.
     """
-    poems = [normalize("NFC", poem) for poem in poems]  # macOS takes accents and voicing marks apart
+    poems = [normalize("NFC", poem) for poem in poems]  # macOS decomposes accents and voicing marks
     lettering = Lettering("".join(poems))
-    lettering.tell(path.name)
+    lettering.report_lost(path.name)
     figure, left_out = (_page_of_columns if lettering.chinese else _page_of_lines)(poems, lettering)
     if left_out:
         note(f"{path.name} has no room for {left_out:,} more characters")
@@ -112,7 +112,7 @@ def draw_poems(path: Path, poems: Sequence[str]) -> None:
 
 
 def _page_of_columns(poems: Sequence[str], lettering: Lettering) -> tuple[Figure, int]:
-    """In bands, one under the other, of as many columns as are wide enough; and how many characters were left out."""
+    """The page as bands of columns, one below the other; and how many characters were left out."""
     columns = [column for poem in poems for column in (*COLUMNS.findall(poem), "")][:-1]
     drawn = columns[: BANDS * BAND]
     bands = [drawn[at : at + BAND] for at in range(0, len(drawn), BAND)] or [[]]
@@ -129,7 +129,7 @@ def _page_of_columns(poems: Sequence[str], lettering: Lettering) -> tuple[Figure
 
 
 def _page_of_lines(poems: Sequence[str], lettering: Lettering) -> tuple[Figure, int]:
-    """From the left to the right; and how many characters were left out."""
+    """The page as lines from left to right; and how many characters were left out."""
     lines = [line for poem in poems for line in (*textwrap.wrap(lettering.shown(poem), LINE), "")][:-1]
     drawn = lines[:LINES]
     height = 0.26 * len(drawn) + 0.7  # inches
@@ -142,7 +142,7 @@ def _page_of_lines(poems: Sequence[str], lettering: Lettering) -> tuple[Figure, 
             va="top",
             font=lettering.font(12),
             parse_math=False,
-            transform=figure.dpi_scale_trans,  # which is in inches
+            transform=figure.dpi_scale_trans,  # in inches
         )
         for number, line in enumerate(drawn)
     ]

@@ -1,7 +1,7 @@
-"""Choose a font for each character of a picture: the bundled one, else an installed one, else 〓 in its place.
+"""Choose a font for each character of a picture: the bundled one, else an installed one, else 〓 instead.
 
-The bundled font covers Tang poems (see fonts/make.py), so that a picture looks the same everywhere; matplotlib's own
-has most alphabets; installed fonts are searched for the rest.
+The bundled font covers Tang poems (see fonts/make.py), so a picture looks the same everywhere; matplotlib's own fonts
+cover most alphabets; installed fonts are searched for the rest.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from matplotlib import font_manager
 from matplotlib.font_manager import FontProperties
 
 SHIPPED = Path(__file__).parent / "fonts" / "NotoSerifCJKtc-subset.otf"
-FAMILY = "Noto Serif CJK TC Subset"  # no installed font is called so
+FAMILY = "Noto Serif CJK TC Subset"  # no installed font has this name
 OTHERS = ["DejaVu Serif", "DejaVu Sans"]  # come with matplotlib
-BLANK = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # categories of what has no form
+BLANK = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # categories of characters without a glyph
 STYLED = re.compile("bold|italic|oblique|black|light|thin", re.IGNORECASE)
-MOST = 20  # lost characters that are named
-GETA = "〓"  # what Chinese and Japanese printers put where they have no type
+MOST = 20  # lost characters that a note lists
+GETA = "〓"  # what Chinese and Japanese printers use for missing type
 
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a family of one weight is no news
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # hides warnings about families with one weight
 
 
 class Lettering:
@@ -35,7 +35,7 @@ class Lettering:
     def __init__(self, text: str) -> None:
         self.chinese = is_chinese(text)
         self.families = [FAMILY, *OTHERS] if self.chinese else [*OTHERS, FAMILY]
-        self.sets = list(_always_there())  # of characters, one for each font
+        self.sets = list(_always_there())  # the characters of each font
         lacking = {character for character in text if _has_form(character)}.difference(*self.sets)
         for path in _installed() if lacking else ():
             if not lacking:
@@ -48,20 +48,20 @@ class Lettering:
                 lacking -= drawn
         self.lost = "".join(sorted(lacking))
 
-    def tell(self, name: str) -> None:
-        """Note in a line what the picture of this name lacks."""
+    def report_lost(self, name: str) -> None:
+        """Print a note about characters that the picture called `name` lacks."""
         if self.lost:
             more = f" and {len(self.lost) - MOST:,} more" if len(self.lost) > MOST else ""
             note(f"{name}: no font has {self.lost[:MOST]}{more}; drawn as {GETA}")
 
     def shown(self, text: str) -> str:
-        """`text` with 〓 for what no font has, and blanks for what has no form."""
+        """`text` with 〓 for characters that no font has, and blanks for those without a glyph."""
         return "".join(map(self._shown, clusters(text)))
 
     def _shown(self, cluster: str) -> str:
         drawn = [GETA if c in self.lost else c if _has_form(c) else " " for c in cluster]
         if len(drawn) > 1 and not any(one.issuperset(drawn) for one in self.sets):
-            return " ".join(drawn)  # matplotlib takes all of a cluster from one font
+            return " ".join(drawn)  # matplotlib draws a whole cluster in one font
         return "".join(drawn)
 
     def font(self, size: float) -> FontProperties:
@@ -69,7 +69,7 @@ class Lettering:
 
 
 def clusters(text: str) -> list[str]:
-    """The characters, each with what combines with it, such as an accent."""
+    """The characters, each with its combining marks, such as accents."""
     found: list[str] = []
     for character in text:
         if found and unicodedata.combining(character):
@@ -80,7 +80,7 @@ def clusters(text: str) -> list[str]:
 
 
 def is_chinese(text: str) -> bool:
-    """Whether at least half of `text` is in a script that may run from the top down: Chinese, Japanese or Korean."""
+    """Whether at least half of `text` is in a script that can be written vertically: Chinese, Japanese or Korean."""
     letters = [character for character in text if not character.isspace()]
     return 2 * sum(unicodedata.east_asian_width(character) in "WF" for character in letters) >= len(letters)
 
@@ -91,13 +91,13 @@ def _has_form(character: str) -> bool:
 
 @functools.cache
 def _always_there() -> tuple[set[str], ...]:
-    """The characters of each font that needs no installing."""
+    """The characters of each font that is always available."""
     font_manager.fontManager.addfont(SHIPPED)
     return tuple(map(_characters, [str(SHIPPED), *map(font_manager.findfont, OTHERS)]))
 
 
 def _installed() -> list[str]:
-    """The paths of all fonts of the system: those with serifs first, and last those that are bold or slanted."""
+    """The paths of all installed fonts: serif fonts first, bold and slanted ones last."""
     paths = [path for path in font_manager.findSystemFonts() if "LastResort" not in path]  # macOS: boxes for everything
     return sorted(paths, key=lambda path: (bool(STYLED.search(path)), "serif" not in path.lower(), path))
 
@@ -117,13 +117,13 @@ def _draws(path: str, character: str) -> bool:
         try:
             font.set_size(12, 72)
             font.load_char(ord(character))
-        except (RuntimeError, UserWarning):  # a font of coloured pictures, or one that lists more than it has
+        except (RuntimeError, UserWarning):  # a colour bitmap font, or one that lists glyphs it lacks
             return False
     return True
 
 
 def _family(path: str, drawn: set[str]) -> str | None:
-    """The name by which matplotlib finds this file, or another of its family that has all of `drawn` as well."""
+    """The family name for which matplotlib finds this file, or another one that also has all of `drawn`."""
     font_manager.fontManager.addfont(path)
     family = FontProperties(fname=path).get_name()
     found = font_manager.findfont(FontProperties(family=[family]), fallback_to_default=False)

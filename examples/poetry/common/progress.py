@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal; a short line now and then in a file that standard error goes to."""
+"""Progress: a bar on a terminal, or a short line now and then if standard error goes to a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LINE = "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt}, {elapsed} so far, {re
 
 
 class Progress(tqdm):
-    """A bar that `with` closes. tqdm's own `__del__` fails noisily when Ctrl-C comes while one is being made."""
+    """A bar to use in `with`. tqdm's own `__del__` fails noisily if Ctrl-C interrupts its constructor."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         if not (options.get("disable") or options.get("file") or sys.stderr.isatty()):
@@ -25,12 +25,12 @@ class Progress(tqdm):
 
 
 class _Lines:
-    """What a bar is written to where it cannot be drawn over: each of its states is a line."""
+    """The stream for a bar that cannot be redrawn in place: each state becomes a line."""
 
     latest = ""
 
     def write(self, text: str) -> None:
-        if text.strip() not in ("", self.latest):  # a bar that is left on a terminal is drawn once more
+        if text.strip() not in ("", self.latest):  # tqdm draws a finished bar once more
             self.latest = text.strip()
             sys.stderr.write(f"{self.latest}\n")
 

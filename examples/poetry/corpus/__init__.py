@@ -1,1 +1,1 @@
-"""The poems: fetched, read, split, encoded and packed into batches."""
+"""The poems: downloaded, read, split, encoded and packed into batches."""

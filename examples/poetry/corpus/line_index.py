@@ -1,8 +1,8 @@
-"""Which lines stand in the training corpus: an index of hashes beside the model, and nothing of the text itself.
+"""An index of the lines in the training corpus: hashes stored beside the model, without the text itself.
 
-An entry has 64 bits: 48 of a hash over the line without its last character, then 16 of that character. Sorted, the
-entries answer two questions at once: does this line stand there, and which characters would complete one that does.
-Two texts with the same hash can only forbid too much, never too little.
+An entry has 64 bits: 48 of a hash over the line without its last character, then 16 of that character. The sorted
+entries answer two questions: is this line in the corpus, and which characters would complete a line of the corpus. A
+hash collision can only forbid too much, never too little.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class LineIndex:
         try:
             with path.open("rb") as file:
                 return cls(np.lib.format.read_array(file))
-        except (ValueError, OverflowError, MemoryError, TokenError) as error:  # all but the first: a head made wrong
-            raise ValueError(f"{path}: no index of lines ({str(error).splitlines()[0]})") from None
+        except (ValueError, OverflowError, MemoryError, TokenError) as error:  # all but ValueError: a malformed header
+            raise ValueError(f"{path}: not an index of lines ({str(error).splitlines()[0]})") from None
 
     def save(self, path: Path) -> None:
         content = io.BytesIO()
@@ -75,17 +75,17 @@ class LineIndex:
         return bool(self.holds(before, np.array([last]))[0])
 
     def copied(self, poem: str) -> list[str]:
-        """The lines of a poem that stand there."""
+        """The lines of a poem that are in the index."""
         return [line for line in LINE.findall(poem) if line in self]
 
     def holds(self, before: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Which of the lines hashed in `before` (B,) up to a last character of code `last` (B,) stand there."""
+        """Which lines are in the index, given hashes `before` (B,) and the code of the last character `last` (B,)."""
         wanted = _key(before) | (last & _LOW)
         places = np.minimum(np.searchsorted(self.entries, wanted), len(self.entries) - 1)
         return self.entries[places] == wanted if len(self.entries) else np.zeros(len(wanted), bool)
 
     def forbid_endings(self, allowed: np.ndarray, before: np.ndarray, codes: np.ndarray) -> None:
-        """Clear in `allowed` (B, V) the tokens of `codes` (V,) that would complete a line that stands there."""
+        """Clear in `allowed` (B, V) the tokens of `codes` (V,) that would complete a line of the index."""
         keys = _key(before)
         first = np.searchsorted(self.entries, keys)
         last = np.searchsorted(self.entries, keys | _LOW, side="right")
@@ -94,22 +94,22 @@ class LineIndex:
 
 
 def begin(rows: int) -> np.ndarray:
-    """The hash of the empty line, once a row."""
+    """The hash of the empty line, for each row."""
     return np.zeros(rows, np.uint64)
 
 
 def extend(before: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """The hashes of lines, each with one character more; they overflow as they should."""
+    """The hashes of lines extended by one character each; overflow is intended."""
     return (before + codes + np.uint64(1)) * _FACTOR
 
 
 def codes_of(text: str) -> np.ndarray:
-    """A text's characters as numbers (len(text),)."""
+    """The code points of a text, (len(text),)."""
     return code_points(text).astype(np.uint64)
 
 
 def token_codes(tokens: Iterable[str]) -> np.ndarray:
-    """A vocabulary's tokens (V,) as numbers; a mark such as <end> becomes 0, which no character has."""
+    """The code points of a vocabulary's tokens (V,); a mark such as <end> becomes 0, which no character has."""
     return np.array([ord(token) if len(token) == 1 else 0 for token in tokens], np.uint64)
 
 

@@ -1,12 +1,12 @@
-"""A corpus larger than memory: its encoded poems in mapped files, which prepare.py has made, read a mix at a time.
+"""A corpus larger than memory: its encoded poems in mapped files, which prepare.py wrote, read a mix at a time.
 
-A folder holds for each part `<part>.ids.npy`, every poem as begin, c1 ... cn, end; `<part>.lengths.npy`, n + 1 of each;
-and `prepared.json`: the vocabulary, the longest poem, how many poems and ids each part has, and their SHA-256.
+For each part a folder has `<part>.ids.npy`, every poem as begin, c1 ... cn, end, and `<part>.lengths.npy`, n + 1 for
+each poem; and `prepared.json` with the vocabulary, the longest poem, each part's poem and id counts, and SHA-256 hashes.
 
-An epoch is shuffled by blocks, each of about a thousand consecutive poems that fill whole batches. The blocks are
-shuffled; MIX at a time are read into memory, and their poems shuffled into batches of like lengths. The poems after
-the last whole block come in the last mix. So only one batch may be short, a batch's number alone tells its mix, and
-each mix has a generator of its own: an epoch can begin at any batch, and no mix before that one is read.
+An epoch is shuffled by blocks of about a thousand consecutive poems, which fill complete batches. The blocks are
+shuffled; MIX of them at a time are read into memory, and their poems shuffled into batches of similar lengths. The poems
+after the last complete block are in the last mix. So only one batch can be short, a batch's number determines its mix,
+and each mix has its own generator: an epoch can start at any batch without reading earlier mixes.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ import numpy as np
 METADATA = "prepared.json"
 KIND, VERSION = "prepared poems", 1
 PARTS = ("train", "validation", "test")
-BLOCK = 1024  # poems, or as many more as fill the last batch
+BLOCK = 1024  # poems, rounded up to complete batches
 MIX = 32  # blocks in memory at a time: 33,000 poems of 50 characters are 4 MB
 
 
 class Part(NamedTuple):
-    """The poems of a part, as they lie in the files."""
+    """The poems of a part, as stored in the files."""
 
     ids: np.ndarray  # (the sum of lengths + 1,), mapped
-    lengths: np.ndarray  # (poems,): targets of each, the characters and the end; mapped
-    path: Path  # of the ids, for messages
+    lengths: np.ndarray  # (poems,): targets per poem, its characters and the end; mapped
+    path: Path  # of the ids file, for messages
     vocabulary: Vocabulary
 
 
@@ -50,15 +50,15 @@ class Mixed(Rows):
 
 
 class Batches(Sequence[Batch]):
-    """A part's batches, which are made when they are asked for."""
+    """A part's batches, built on demand."""
 
     def __init__(self, part: Part, batch_size: int) -> None:
         self.part, self.batch_size = part, batch_size
         self.block = batch_size * math.ceil(BLOCK / batch_size)  # poems
         blocks = (part.lengths[at : at + self.block] for at in range(0, len(part.lengths), self.block))
         sizes = np.fromiter((block.sum(dtype=np.int64) + len(block) for block in blocks), np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(sizes)])  # of every block's ids, and the end
-        if self.starts[-1] != len(part.ids) or part.lengths.max() >= len(part.ids):  # sums may have wrapped around
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])  # where each block's ids start, and the end
+        if self.starts[-1] != len(part.ids) or part.lengths.max() >= len(part.ids):  # sums may overflow
             raise damaged(part.path, f"it has {len(part.ids):,} ids, and the lengths ask for {self.starts[-1]:,}")
 
     def __len__(self) -> int:
@@ -73,14 +73,14 @@ class Batches(Sequence[Batch]):
         return next(self.walk(np.arange(len(self.starts) - 1), None, range(len(self))[index]))
 
     def shuffled(self, rng: np.random.Generator, start: int = 0) -> Iterator[Batch]:
-        """One epoch's, from batch `start` on; two draws of `rng` decide on all of it."""
+        """One epoch's batches from batch `start` on; two draws of `rng` determine all of it."""
         order = np.arange(len(self.starts) - 1)
         whole = len(self.part.lengths) // self.block
         order[:whole] = rng.permutation(whole)
         return self.walk(order, int(rng.integers(2**63)), start)
 
     def walk(self, order: np.ndarray, seed: int | None, start: int = 0) -> Iterator[Batch]:
-        """The batches of the blocks in this order, mix after mix, from batch `start` on."""
+        """The batches of the blocks in this order, mix by mix, from batch `start` on."""
         per_mix = MIX * self.block // self.batch_size
         for number in range(start // per_mix, math.ceil(len(order) / MIX)):
             rng = np.random.default_rng(0 if seed is None else [seed, number])
@@ -102,22 +102,22 @@ class Batches(Sequence[Batch]):
 
 
 class Prepared(NamedTuple):
-    """What stands in a folder."""
+    """The contents of a folder."""
 
     vocabulary: Vocabulary
     parts: list[Part]  # as PARTS
     max_length: int
-    digest: str  # of the vocabulary and of all poems in their order
+    digest: str  # over the vocabulary and all poems in order
 
     def task(self, batch_size: int) -> Task:
-        """A Task whose batches are made when they are wanted."""
+        """A Task whose batches are built on demand."""
         train, validation = (Batches(part, batch_size) for part in self.parts[:2])
         return Task(
             vocabulary=self.vocabulary,
             train=train.shuffled,
             steps=len(train),
             validation=validation,
-            test=Batches(self.parts[2], 1),  # one by one: for the error
+            test=Batches(self.parts[2], 1),  # one by one, for the standard error
             max_length=self.max_length,
         )
 
@@ -151,16 +151,16 @@ def load(folder: Path) -> Prepared:
 
 
 def _mapped(path: Path, metadata: dict[str, Any]) -> np.ndarray:
-    """The array in the file, which is not read; CorpusError if the file is not as long as it should be."""
+    """The mapped array; CorpusError if the file has the wrong size."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # np.load would take a zip file too, and leave it open
-    except (ValueError, OverflowError, TokenError) as error:  # the last: a head that breaks off
+        array = np.lib.format.open_memmap(path, mode="r")  # np.load would also accept a zip file, and leave it open
+    except (ValueError, OverflowError, TokenError) as error:  # TokenError: a truncated header
         raise damaged(path, str(error)) from None
     if array.dtype.kind != "u" or array.shape != (metadata["count"],) or not len(array):
         raise damaged(path, f"it has {array.dtype} of shape {array.shape}, and should have {metadata['count']} numbers")
     if path.stat().st_size != array.offset + array.nbytes:
         raise damaged(path, f"it has {path.stat().st_size:,} bytes, not {array.offset + array.nbytes:,}")
-    return np.asarray(array)  # without the subclass, which makes every slice slower
+    return np.asarray(array)  # the memmap subclass makes every slice slower
 
 
 def damaged(path: Path, fault: str) -> CorpusError:

@@ -1,10 +1,10 @@
-"""The poems that the language model is trained on: where they come from, and what is kept of them.
+"""The poems that the language model is trained on: where they come from, and which text is kept.
 
 The Tang files of https://github.com/chinese-poetry/chinese-poetry are 58 JSON files in traditional
 characters, `全唐诗/poet.tang.N.json` with N = 0, 1000, ... 57000.  Each is a list of entries: objects with
-`author`, `title`, `paragraphs` (a list of str, most often one couplet each) and more.  The project is under
+`author`, `title`, `paragraphs` (a list of str, usually one couplet each) and more.  The project is under
 the MIT licence, Copyright (c) 2016 JackeyGao; the Tang poems are in the public domain.  See download.py for
-how they come here.
+how they are fetched.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from corpus import download
 from corpus.download import CorpusError
 from corpus.texts import UTF8, text_lines
 
-# In brackets are editors' notes and variants; the box is a lost character; half a surrogate pair, which a
-# JSON escape can smuggle in, is no character and could not be encoded again.
+# Brackets contain editors' notes and variants; the box is a lost character; half a surrogate pair, which a JSON escape
+# can smuggle in, is not a character and could not be encoded again.
 _NOISE = re.compile(r"[\s□\ud800-\udfff]")
 _OPENING = re.compile(r"[（\[「{]")
 _CLOSING = {"（": "）", "[": "]", "「": "」", "{": "}"}
 
 
 class Corpus(NamedTuple):
-    """The poems in corpus order; how many entries were `read` and `kept`, or skipped for which reason."""
+    """The poems in corpus order; counts of entries `read`, `kept`, and skipped by reason."""
 
     poems: list[str]
     counts: dict[str, int]
@@ -48,13 +48,13 @@ def load(
     unique: bool = True,
     progress: bool = True,
 ) -> Corpus:
-    """Finds (or downloads) and reads the first `files` files."""
+    """Find (or download) and read the first `files` files."""
     return read(find(directory, files, progress=progress), max_length=max_length, unique=unique)
 
 
 def find(directory: Path | None, files: int, *, progress: bool = True) -> list[Path]:
-    """The first `files` files in numeric order.  A `directory` is the user's own copy: no checksum there, no
-    download; else what the cache folder lacks is downloaded."""
+    """The first `files` files in numeric order.  A `directory` is the user's own copy, used without checksums
+    or downloads; otherwise files missing from the cache folder are downloaded."""
     if not 1 <= files <= len(download.NAMES):
         raise CorpusError(f"the corpus has 1 to {len(download.NAMES)} files, not {files}")
     names = download.NAMES[:files]
@@ -71,7 +71,7 @@ def _find_in(directory: Path, names: list[str]) -> list[Path]:
 
 
 def read(paths: Iterable[Path], *, max_length: int | None = None, unique: bool = True) -> Corpus:
-    """The cleaned poems of 1 to `max_length` characters; of exact duplicates only the first if `unique`."""
+    """The cleaned poems of 1 to `max_length` characters; if `unique`, only the first of exact duplicates."""
     return _select((text for path in paths for text in _texts(path)), max_length, unique)
 
 
@@ -92,16 +92,16 @@ def _texts(path: Path) -> Iterator[str | None]:
 
 
 def clean(paragraphs: Iterable[str]) -> str:
-    """The poem as one string without white space, lost characters, and what stands in （） [] 「」 or {}.
+    """The poem as one string without white space, lost characters, and text in （） [] 「」 or {}.
 
-    A span ends at the first closing bracket of its kind, in a later paragraph if need be; a bracket without
-    its partner stays.
+    A span ends at the first closing bracket of its kind, in a later paragraph if need be; an unmatched bracket
+    is kept.
     """
     text = "".join(paragraphs)
     last = {opening: text.rfind(closing) for opening, closing in _CLOSING.items()}
     kept, start = [], 0
     for found in _OPENING.finditer(text):
-        # nothing is looked for in vain: a file of opening brackets would take the square of its length in time
+        # `last` avoids futile searches: a file of opening brackets would take quadratic time
         if start <= found.start() < last[found[0]]:
             kept.append(text[start : found.start()])
             start = text.index(_CLOSING[found[0]], found.end()) + 1
@@ -109,7 +109,7 @@ def clean(paragraphs: Iterable[str]) -> str:
 
 
 def read_text(path: Path, encoding: str = UTF8, *, max_length: int | None = None, unique: bool = True) -> Corpus:
-    """One's own poems or prose, one a line, as they are but for white space at the ends."""
+    """The user's own poems or prose, one a line, stripped of surrounding white space."""
     lines = (line for lines, _ in text_lines(path, encoding) for line in lines)
     corpus = _select(lines, max_length, unique)
     if not corpus.counts["read"]:
@@ -152,7 +152,7 @@ def _select(texts: Iterable[str | None], max_length: int | None, unique: bool) -
 
 
 def split(poems: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
-    """Train, validation and test (90/5/5) by each text's SHA-256: a poem's part depends on nothing else."""
+    """Train, validation and test (90/5/5) by each text's SHA-256, so a poem's part depends on nothing else."""
     parts: tuple[list[str], list[str], list[str]] = ([], [], [])
     for poem in poems:
         share = int.from_bytes(hashlib.sha256(poem.encode("utf-8")).digest()[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""What there is to learn: poems as ids, as batches of packed rows, and in three parts."""
+"""The training task: poems as ids, in batches of packed rows, in three parts."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ import numpy as np
 
 import minidl
 
-MAX_LENGTH = 49  # characters of a poem, as in the report
+MAX_LENGTH = 49  # characters in a poem, as in the report
 
 
 class Batch(NamedTuple):
-    """Poems as packed rows: the id at each place, and the id that should follow it."""
+    """Poems as packed rows: the id at each place, and the id to predict there."""
 
     inputs: np.ndarray  # (N,)
     targets: np.ndarray  # (N,)
     packing: minidl.Packing
-    real: np.ndarray | None = None  # (N,): False where the target is a pad; None where there are no pads
-    total: int | None = None  # how many rows the batch has of which this is a part; None where it is whole
+    real: np.ndarray | None = None  # (N,): False where the target is a pad; None if there are no pads
+    total: int | None = None  # rows of the batch that this is a part of; None if it is complete
 
 
 class Epoch(Protocol):
-    """One epoch's batches, a function of the generator as it comes; from batch `start` on, those before not built.
+    """One epoch's batches as a function of the generator, from batch `start` on; earlier ones are not built.
 
-    However many are left out, the generator is afterwards the same.
+    The generator ends in the same state however many are skipped.
     """
 
     def __call__(self, rng: np.random.Generator, start: int = 0) -> Iterable[Batch]: ...
 
 
 class Task(NamedTuple):
-    """What there is to learn: a vocabulary, and the batches of each part of the corpus."""
+    """A vocabulary, and the batches of each part of the corpus."""
 
     vocabulary: Vocabulary
     train: Epoch
@@ -48,7 +48,7 @@ class Task(NamedTuple):
 
 
 class Joined(Collection[str]):
-    """Poems end to end in one string, which is smaller than a list of them and leaves no holes once dropped."""
+    """Poems joined in one string, which is smaller than a list and does not fragment memory."""
 
     def __init__(self, poems: Iterable[str]) -> None:
         poems = list(poems)
@@ -83,18 +83,18 @@ class Rows:
         return Batch(inputs.data, targets.data, minidl.Packing(inputs.batch_sizes.tolist()))
 
     def batches(self, batch_size: int, rng: np.random.Generator | int, start: int = 0) -> Iterator[Batch]:
-        """All poems once, in shuffled batches of like lengths; from batch `start` on."""
+        """All poems once, in shuffled batches of similar lengths, from batch `start` on."""
         return map(self.batch, minidl.bucketed_batches(self.lengths, batch_size, rng)[start:])
 
 
 def packed_task(parts: Sequence[Collection[str]], vocabulary: Vocabulary, batch_size: int) -> Task:
-    """A Task of (train, validation, test) poems, without a pad anywhere."""
+    """A Task from (train, validation, test) poems, without pads."""
     train, validation, test = rows = [Rows(part, vocabulary) for part in parts]
     return Task(
         vocabulary=vocabulary,
         train=partial(train.batches, batch_size),
         steps=math.ceil(len(train.lengths) / batch_size),
         validation=list(validation.batches(batch_size, 0)),
-        test=[test.batch(np.array([poem])) for poem in range(len(test.lengths))],  # one by one: for the error
+        test=[test.batch(np.array([poem])) for poem in range(len(test.lengths))],  # one by one, for the standard error
         max_length=max(int(part.lengths.max()) for part in rows) - 1,
     )

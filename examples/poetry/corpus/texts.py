@@ -1,4 +1,4 @@
-"""Read a text of the user's own, in any encoding, a few MB at a time, since it may be larger than memory."""
+"""Reads the user's own text in any encoding, a few MB at a time, because it may be larger than memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from corpus.download import CorpusError
 
 UTF8 = "UTF-8"
-MAX_PIECE = 200  # longer lines of a text are cut, since a batch takes as many steps as its longest
-CHUNK = 4 << 20  # bytes that are read at a time
+MAX_PIECE = 200  # longer lines are cut: a batch takes as many steps as its longest poem
+CHUNK = 4 << 20  # bytes read at a time
 LONGEST_LINE = 16 << 20  # characters
-SAMPLE = 1 << 14  # bytes that are looked at to say what a file may be
-ENOUGH = 50  # of them beyond ASCII to be fairly sure
+SAMPLE = 1 << 14  # bytes examined to guess what a file may be
+ENOUGH = 50  # non-ASCII bytes for a confident guess
 BOM = "\ufeff"
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which some encodings let through
-MARKED = {  # what a text may begin with; UTF-32's little-endian mark begins with UTF-16's
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which some encodings accept
+MARKED = {  # byte order marks; UTF-32's little-endian mark begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -42,7 +42,7 @@ def encoding(name: str) -> str:
     try:
         codecs.getincrementaldecoder(name)
         with contextlib.suppress(UnicodeDecodeError):
-            b"a".decode(name)  # a LookupError if it makes no text of bytes
+            b"a".decode(name)  # LookupError if it does not decode bytes to text
     except (LookupError, ValueError):
         raise argparse.ArgumentTypeError(
             f"expected the name of an encoding, such as gb18030, big5 or cp1252, got {name!r}"
@@ -51,18 +51,16 @@ def encoding(name: str) -> str:
 
 
 def text_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[list[str], int]]:
-    """The lines of a text without white space at their ends, some thousand at a time, and how many bytes were read for
-    them.
+    """The stripped lines of a text, some thousands at a time, and how many bytes were read for them.
 
-    CorpusError, with what the file looks like, if it is in another encoding, and for a line of more than LONGEST_LINE
-    characters.
+    CorpusError, with a guess, if the file is in another encoding, and for a line of more than LONGEST_LINE characters.
     """
     reader, rest = Reader(path, encoding), ""
     try:
         with path.open("rb") as file:
             while data := file.read(CHUNK):
                 text = rest + reader.decoded(data)
-                whole, _, rest = text.rpartition("\n" if "\n" in text else "\r")  # the latter: of an old Mac
+                whole, _, rest = text.rpartition("\n" if "\n" in text else "\r")  # "\r": text from an old Mac
                 if len(rest) > LONGEST_LINE:
                     raise CorpusError(
                         f"{path} has more than {LONGEST_LINE:,} characters in line {reader.line}; a poem is expected"
@@ -74,7 +72,7 @@ def text_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[list[str], in
 
 
 def pieces(lines: Iterable[str]) -> Iterator[str]:
-    """What is learned of a text's lines: each, cut where it is longer than MAX_PIECE characters."""
+    """The lines of a text, cut into pieces of at most MAX_PIECE characters."""
     return (line[at : at + MAX_PIECE] for line in lines for at in range(0, len(line), MAX_PIECE))
 
 
@@ -83,34 +81,34 @@ def _stripped(text: str) -> list[str]:
 
 
 class Reader:
-    """Turns the bytes of a file, as they come, into text; it never reads the file itself, which may be a pipe."""
+    """Decodes the bytes of a file as they arrive; never reads the file itself, which may be a pipe."""
 
     def __init__(self, path: Path, encoding: str) -> None:
         self.path, self.encoding = path, encoding
         try:
             self.decoder = codecs.getincrementaldecoder(encoding)()
-        except LookupError:  # the run that is resumed was made elsewhere
+        except LookupError:  # the resumed run was started elsewhere
             raise CorpusError(f"{path}: this Python knows no encoding {encoding}") from None
-        self.byte, self.line, self.begun = 0, 1, False  # where the bytes to come begin, and whether any text has come
+        self.byte, self.line, self.begun = 0, 1, False  # where the next bytes start, and whether there was any text yet
         self.head = self.latest = b""
 
     def decoded(self, data: bytes) -> str:
-        """The next bytes as text; none are the end of the file. CorpusError if they are in another encoding."""
+        """The next bytes as text; no bytes mean the end of the file. CorpusError if the encoding is wrong."""
         self.head = self.head or data[:SAMPLE]
         before = self.decoder.getstate()
         try:
             text = self.decoder.decode(data, final=not data)
         except UnicodeError as error:
             good = 0
-            if isinstance(error, UnicodeDecodeError):  # of what was left before, and of `data` to its end
+            if isinstance(error, UnicodeDecodeError):  # its object is the undecoded rest plus `data`
                 good = len(data) - len(error.object) + error.start
             self.decoder.setstate(before)
             line = self.line
-            with contextlib.suppress(UnicodeError):  # of UTF-16 without a mark nothing is good
+            with contextlib.suppress(UnicodeError):  # UTF-16 without a mark decodes nothing
                 line += self.decoder.decode(data[: max(good, 0)]).count("\n")
             where = f"byte {self.byte + good}, in line {line}"
             raise CorpusError(f"{self.path} is not {self.encoding}: {where}; {self.advice(data, good)}") from None
-        nul, half = 10 * text.count("\0") > len(text), SURROGATE.search(text)  # a few NULs may stray into any text
+        nul, half = 10 * text.count("\0") > len(text), SURROGATE.search(text)  # any text may contain a few stray NULs
         if nul or half:
             what, advice = "NULs" if nul else "halves of characters", self.advice(data, 0)
             raise CorpusError(f"{self.path} is not text in {self.encoding}: it has {what}; {advice}")
@@ -122,12 +120,12 @@ class Reader:
         return text
 
     def advice(self, data: bytes, at: int) -> str:
-        """What the file looks like, by its beginning and what is around this place in `data`, and what to do."""
+        """A guess at what the file is, from its beginning and the bytes around position `at`, and what to do."""
         for mark, what in PACKED.items():
             if self.head.startswith(mark):
                 return f"it looks like {what}"
         marked = [name for mark, name in MARKED.items() if self.head.startswith(mark)][:1]
-        if not data:  # the end of the file breaks off
+        if not data:  # the file ends in the middle of a character
             data, at = self.latest, len(self.latest)
         start = max(0, at - SAMPLE // 2) // 4 * 4  # characters of UTF-16 and UTF-32 stay whole
         sample = data[start : start + SAMPLE]
@@ -139,16 +137,16 @@ class Reader:
 
 
 def _guesses(sample: bytes, whole: bool) -> list[str]:
-    """The likeliest encodings of some bytes, which begin with a character if `whole`.
+    """The most likely encodings of some bytes, which start with a complete character if `whole`.
 
-    Windows-1252 comes first where it fits, being the most common of its kind, and where little is not ASCII.
+    Windows-1252, the most common of its kind, comes first if it fits and little is not ASCII.
     """
-    if 0 in sample:  # UTF-16 or UTF-32, whose lines cannot be told yet
+    if 0 in sample:  # UTF-16 or UTF-32, where lines cannot be split yet
         return _detected(sample)
     if sample.isascii():
         return [UTF8]
     every = sample.splitlines(keepends=True)
-    # Lines that are cut would fit nothing; those of ASCII alone say nothing, and might outnumber the others.
+    # Lines that are cut would fit no encoding; pure ASCII lines say nothing, and might outnumber the others.
     lines = [line for line in every[0 if whole else 1 : -1] if not line.isascii()]
     lines = lines or [line for line in every if not line.isascii()]
     text = b"".join(lines)
@@ -156,8 +154,10 @@ def _guesses(sample: bytes, whole: bool) -> list[str]:
     if 2 * as_utf8.count("\ufffd") < len(as_utf8):
         return [UTF8]
     half = len(lines) // 2
-    parts = [text, b"".join(lines[:half]), b"".join(lines[half:])]  # a byte may be damaged
-    parts += [text[first : len(text) - last] for first in range(4) for last in range(4)]  # or all be one line, cut
+    parts = [text, b"".join(lines[:half]), b"".join(lines[half:])]  # in case a byte is damaged
+    parts += [
+        text[first : len(text) - last] for first in range(4) for last in range(4)
+    ]  # or everything is one line, cut off
     names = next(filter(None, map(_detected, filter(None, parts))), [])
     with contextlib.suppress(UnicodeDecodeError):
         text.decode("cp1252")
@@ -167,8 +167,8 @@ def _guesses(sample: bytes, whole: bool) -> list[str]:
 
 
 def _detected(sample: bytes) -> list[str]:
-    """The likeliest one, and Windows-1252 if that is likely too."""
-    from charset_normalizer import from_bytes  # only here: few texts need it
+    """The most likely encoding, and Windows-1252 if it is likely too."""
+    from charset_normalizer import from_bytes  # imported only here: few texts need it
 
     matches = from_bytes(sample)
     names = [match.encoding.replace("_", "-") for match in matches if match.encoding not in ("ascii", "utf_8")][:1]
@@ -180,5 +180,5 @@ def _beyond_ascii(sample: bytes) -> int:
 
 
 def _others(names: list[str], encoding: str) -> list[str]:
-    """Those that are not `encoding` by another name."""
+    """The names that are not just other names for `encoding`."""
     return [name for name in names if codecs.lookup(name).name != codecs.lookup(encoding).name]

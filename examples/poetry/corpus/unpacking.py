@@ -1,6 +1,6 @@
-"""Files out of a .tgz that nobody vouches for: in bounded memory and time, and nothing is extracted.
+"""Reads files from an untrusted .tgz in bounded memory and time, without extracting anything.
 
-`tarfile` reads the headers: how much they may make it read, and where they may send it, is decided here.
+`tarfile` reads the headers; how much they can make it read, and where they can send it, is limited here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-HEADER_BYTES = 2**13  # of one member: tarfile keeps all of it, and takes up to the square of it in time
-UNPACKED_BYTES = 2 << 30  # of the whole archive, far more than the package has
+HEADER_BYTES = 2**13  # per member: tarfile keeps it all, and can take quadratic time
+UNPACKED_BYTES = 2 << 30  # for the whole archive, far more than the package has
 SECONDS = 300.0
 
 
@@ -22,7 +22,7 @@ class ArchiveError(Exception):
 
 
 class _Forwards:
-    """What tarfile reads: no more bytes than were last `allowed`, and never back, where it could run in circles."""
+    """The stream for tarfile: at most `allowed` bytes at a time, and never backwards, which could loop forever."""
 
     def __init__(self, stream: gzip.GzipFile) -> None:
         self.stream, self.tell = stream, stream.tell
@@ -48,7 +48,7 @@ def members(tarball: Path, wanted: Mapping[str, str], most: int) -> Iterator[tup
             stream = _Forwards(unpacked)
             archive: Any = tarfile.TarFile(fileobj=stream)  # type: ignore[arg-type]
             while left and (member := archive.next()) is not None:
-                archive.members.clear()  # which would grow with every member
+                archive.members.clear()  # it would grow with every member
                 if time.monotonic() > deadline:
                     raise ArchiveError(f"not unpacked in {SECONDS:g} s")
                 name = left.pop(member.name, "") if member.isreg() else ""
@@ -57,7 +57,7 @@ def members(tarball: Path, wanted: Mapping[str, str], most: int) -> Iterator[tup
                     stream.seek(member.offset_data)
                     yield name, stream.read(min(member.size, most))
                 stream.allowed = HEADER_BYTES
-    except Exception as error:  # what tarfile raises over a header made to harm is not only its own errors
+    except Exception as error:  # a malicious header makes tarfile raise more than its own errors
         raise ArchiveError(f"broken package: {error or type(error).__name__}") from None
     if left:
         raise ArchiveError(f"the package lacks {next(iter(left.values()))}")

@@ -1,4 +1,4 @@
-"""Vocabulary: characters and marks as ids, and poems as rows of ids."""
+"""Vocabulary: characters and marks as ids, and poems as sequences of ids."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Vocabulary:
         most: int | None = None,
         least: int = 2,
     ) -> Vocabulary:
-        """`marks`, then at most `most` characters: those seen `least` times or more, the frequent ones first.
+        """`marks`, then at most `most` characters: those seen at least `least` times, the most frequent first.
 
-        Among equals it is the first seen.
+        Ties are in order of first appearance.
         """
         counts: Counter[str] = Counter()
         for poem in poems:
@@ -45,7 +45,7 @@ class Vocabulary:
 
     @classmethod
     def of_counts(cls, counts: Counter[str], marks: Sequence[str], most: int | None, least: int) -> Vocabulary:
-        """As `build` makes it, of characters that have been counted; they are in the order in which they were seen."""
+        """Like `build`, from counted characters in order of first appearance."""
         return cls([*marks, *[character for character, count in counts.most_common() if count >= least][:most]])
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Vocabulary:
         return character in self.ids
 
     def encode(self, poem: str) -> np.ndarray:
-        """Ids (len(poem),) as int32; a character that the vocabulary lacks becomes the unknown mark."""
+        """Ids (len(poem),) as int32; a character that is not in the vocabulary becomes the unknown mark."""
         unknown = self.ids[UNKNOWN]
         return np.array([self.ids.get(character, unknown) for character in poem], np.int32)
 
@@ -70,5 +70,5 @@ class Vocabulary:
 
 
 def code_points(text: str) -> np.ndarray:
-    """A text's characters as numbers (len(text),), of 32 bits."""
+    """The code points of a text, (len(text),) 32-bit integers."""
     return np.frombuffer(text.encode("utf-32-le"), "<u4")

@@ -31,7 +31,7 @@ def draw_thoughts(path: Path, found: Sequence[Thought]) -> None:
     lettering = Lettering(
         "".join(t.character + "".join(r.character for r in t.runners[:SHOWN]) + t.rule for t in found)
     )
-    lettering.tell(path.name)
+    lettering.report_lost(path.name)
     lines = lines_of(found)
     if len(lines) > MOST:
         rest = sum(map(len, lines[MOST:]))
