@@ -1,9 +1,9 @@
-"""Do the poems keep their rules, and at what price? Beside free samples and real Tang poems, in one table and figure.
+"""Do the poems keep their rules, and at what price? Compares them with free samples and real Tang poems.
 
 python examples/poetry/evaluate_verse.py
 
-Writes 1,000 poems of each form, judges them by judging.py, and leaves verse.md, verse.png and the poems in --out. A
-form whose poems are there already is not written again.
+Writes 1,000 poems of each form, judges them with judging.py, and saves verse.md, verse.png and the poems in --out.
+Forms whose poems already exist there are not written again.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ import numpy as np
 import minidl
 
 LONGEST = 64  # characters of a 七律, marks included
-FREE_SAMPLES = 6  # times --count: few of them happen to have a form
+FREE_SAMPLES = 6  # times --count: only few of them happen to have a form
 GROUP = 256  # free samples written side by side
-TIMED = 20  # poems, one after the other
+TIMED = 20  # poems, one at a time
 
 
 @dataclass
 class Row:
-    """What one set of poems keeps, as shares; None where that says nothing."""
+    """The shares of one set of poems that keep each rule; None if not applicable."""
 
     form: str
     what: str
     poems: int
-    marks: float | None = None  # share of poems whose lines end in ， and 。 in turn
+    marks: float | None = None  # share of poems whose lines end in alternating ， and 。
     rhyme: float | None = None
     tones: float | None = None
-    kept: float | None = None  # all of it
-    repeats: float | None = None  # share of poems with a line that comes twice
-    copied: float | None = None  # share of lines that stand in the training corpus; of Tang poems, in another one
+    kept: float | None = None  # all rules
+    repeats: float | None = None  # share of poems that repeat a line
+    copied: float | None = None  # share of lines in the training corpus; for Tang poems, in another poem
     log_probability: float | None = None  # nats per character, marks and the end left out
-    characters: float | None = None  # distinct ones, of all
+    characters: float | None = None  # distinct characters / all characters
     bigrams: float | None = None
-    seconds: float | None = None  # for one poem, on one core
+    seconds: float | None = None  # per poem, on one core
 
 
 class Writer:
@@ -73,7 +73,7 @@ class Writer:
         return [poem.text for poems in self._poet(form, count, self.args.seed, no_copy).poems() for poem in poems]
 
     def seconds(self, form: Form | None) -> float:
-        """For one poem, the median of several written one after the other on one core."""
+        """Per poem: the median of several written one at a time on one core."""
         times, threads = [], minidl.get_num_threads()
         minidl.set_num_threads(1)
         for seed in range(TIMED):
@@ -85,7 +85,7 @@ class Writer:
         return float(np.median(times))
 
     def samples(self, count: int) -> list[str]:
-        """Poems that no rule holds to anything."""
+        """Poems without any rules."""
         rng = np.random.default_rng(self.args.seed)
         poems: list[str] = []
         while len(poems) < count:
@@ -111,7 +111,7 @@ def main() -> int:
 
 
 def evaluate(args: Namespace, writer: Writer) -> None:
-    """Write, judge and compare; what is finished stays in --out."""
+    """Write, judge and compare; finished parts are kept in --out."""
     found = tang.load(args.corpus, args.files, max_length=None)
     of_tang: dict[str, list[str]] = {shape: [] for shape in ("", *(form.short for form in FORMS))}
     for poem in found.poems:
@@ -127,7 +127,7 @@ def evaluate(args: Namespace, writer: Writer) -> None:
     rows.append(row_of("free", "Tang", others, writer, copied=shared(others, lines)))
     write_text(args.out / "verse.json", json.dumps([asdict(row) for row in rows], ensure_ascii=False))
     write_text(args.out / "verse.md", table(rows))
-    from verse.verse_figure import draw_verse  # matplotlib is slow to import, and wanted only here
+    from verse.verse_figure import draw_verse  # matplotlib is slow to import, and only needed here
 
     draw_verse(args.out / "verse.png", [asdict(row) for row in rows if row.form != "free"])
     print(table(rows), end="")
@@ -140,19 +140,19 @@ def parse_arguments() -> Namespace:
         "--model",
         type=Path,
         metavar="FILE",
-        help="a model.safetensors; without it the newest under runs/, or the one here",
+        help="a model.safetensors (default: the newest under runs/, or the pretrained one)",
     )
     add("--corpus", type=Path, metavar="DIR", help="a folder with poet.tang.N.json files; without it they are fetched")
-    add("--files", type=cli.whole(1, 58), default=58, help="how many files of Tang poems to compare with")
+    add("--files", type=cli.whole(1, 58), default=58, help="number of files of Tang poems to compare with")
     add("--count", type=cli.whole(1, 100_000), default=1000, help="poems of each form")
     add("--temperature", type=cli.positive, default=TEMPERATURE, help="below 1 plainer, above 1 wilder")
     add("--out", type=Path, default=Path("runs/verse"), metavar="DIR", help="the folder for poems, table and figure")
-    add("--seed", type=cli.whole(0), default=0, help="of all random numbers")
+    add("--seed", type=cli.whole(0), default=0, help="seed of all random numbers")
     return parser.parse_args()
 
 
 def rows_of(writer: Writer, form: Form, free: Sequence[str], of_tang: Sequence[str], lines: Counter[str]) -> list[Row]:
-    """All that is said of one form."""
+    """The rows for one form."""
     out, count, short = writer.args.out, writer.args.count, form.short
     plain = kept_in(out / f"{form.short}.txt", count, lambda n: writer.written(form, n))
     fresh = kept_in(out / f"{form.short}-no-copy.txt", count, lambda n: writer.written(form, n, no_copy=True))
@@ -180,14 +180,13 @@ def row_of(form: str, what: str, poems: Sequence[str], writer: Writer, copied: f
         row.marks, row.rhyme = share(v.marks for v in verdicts), share(v.rhyme for v in verdicts)
         row.tones, row.kept = share(v.tones for v in verdicts), share(v.kept for v in verdicts)
     row.log_probability = mean_log_probability(poems, writer)
-    if len(poems) >= writer.args.count:  # more poems repeat more: only as many may be compared
+    if len(poems) >= writer.args.count:  # more poems repeat more: only equal numbers can be compared
         row.characters, row.bigrams = distinct(poems[: writer.args.count])
     return row
 
 
 def mean_log_probability(poems: Sequence[str], writer: Writer) -> float | None:
-    """Nats per character over all poems, None if they have none: of the model alone, at temperature 1, with nothing
-    forbidden."""
+    """Nats per character over all poems, or None without characters; at temperature 1 with nothing forbidden."""
     total = []
     poems = [poem for poem in poems if poem.strip(MARKS)]
     for start in range(0, len(poems), 64):
@@ -200,7 +199,7 @@ def mean_log_probability(poems: Sequence[str], writer: Writer) -> float | None:
 
 
 def distinct(poems: Sequence[str]) -> tuple[float, float]:
-    """Distinct characters of all, and distinct pairs of neighbours in a line of all such pairs."""
+    """The shares of distinct characters, and of distinct pairs of neighbours within a line."""
     lines = [line for poem in poems for line in LINE.findall(poem)]
     characters = Counter(character for line in lines for character in line)
     pairs = Counter(line[at : at + 2] for line in lines for at in range(len(line) - 1))
@@ -208,28 +207,28 @@ def distinct(poems: Sequence[str]) -> tuple[float, float]:
 
 
 def copied(poems: Sequence[str], index: LineIndex) -> float | None:
-    """The share of lines that stand in the training corpus."""
+    """The share of lines that occur in the training corpus."""
     return share(line in index for poem in poems for line in LINE.findall(poem))
 
 
 def shared(poems: Sequence[str], lines: Counter[str]) -> float | None:
-    """The share of lines that stand in another poem of the corpus as well."""
+    """The share of lines that also occur in another poem of the corpus."""
     return share(lines[line] > 1 for poem in poems for line in LINE.findall(poem))
 
 
 def share(found: Iterable[bool]) -> float | None:
-    """The share that is true; None if there are none."""
+    """The share of True values; None without values."""
     all_of_them = list(found)
     return float(np.mean(all_of_them)) if all_of_them else None
 
 
 def spread(poems: Sequence[str], count: int) -> list[str]:
-    """`count` of the poems from all over the corpus, or all if there are fewer."""
+    """`count` poems spread over the corpus, or all if there are fewer."""
     return list(poems[:: max(1, len(poems) // count)][:count])
 
 
 def kept_in(path: Path, count: int, write: Callable[[int], list[str]]) -> list[str]:
-    """The poems that stand in `path`, one a line, if there are `count`; else they are written there."""
+    """The poems in `path`, one per line, if there are `count`; otherwise they are written there."""
     if path.exists():
         poems = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
         if len(poems) == count and not any("\ufffd" in poem for poem in poems):

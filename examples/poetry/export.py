@@ -1,4 +1,4 @@
-"""Take a trained model elsewhere: to ONNX for onnxruntime and browsers, or to PyTorch.
+"""Export a trained model: to ONNX, for onnxruntime and browsers, or to PyTorch.
 
 python examples/poetry/export.py --out poem.onnx
 python examples/poetry/export.py --model runs/1/model.safetensors --out poem.safetensors
@@ -18,7 +18,7 @@ from model import load_model
 
 import minidl
 
-FORMAT = 1  # of the metadata below; raise it when a field changes its meaning
+FORMAT = 1  # of the metadata below; increase it when a field changes its meaning
 SUFFIXES = (".onnx", ".safetensors")
 
 
@@ -46,25 +46,25 @@ def main() -> int:
 
 
 def export_metadata(vocabulary: Vocabulary, max_length: int) -> dict[str, str]:
-    """What a program needs to write poems with the weights, as the file's metadata."""
+    """The metadata that a program needs to write poems with the weights."""
     tokens = json.dumps(vocabulary.tokens, ensure_ascii=False)
     return {"poem_format": str(FORMAT), "tokens": tokens, "max_length": str(max_length)}
 
 
 def parse_arguments() -> Namespace:
-    parser = cli.Parser("Write a model of train.py as an ONNX graph, or as weights with PyTorch's names.")
+    parser = cli.Parser("Export a model trained by train.py as an ONNX graph, or as weights with PyTorch's names.")
     parser.add_argument(
         "--model",
         type=Path,
         metavar="FILE",
-        help="a model.safetensors; without it the newest under runs/, or the one here",
+        help="a model.safetensors (default: the newest under runs/, or the pretrained one)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="FILE",
-        help="its name decides: .onnx is a graph, .safetensors a state dict for PyTorch; an old one is replaced",
+        help=".onnx for a graph, .safetensors for a PyTorch state dict; an existing file is replaced",
     )
     args = parser.parse_args()
     if args.out.suffix not in SUFFIXES:

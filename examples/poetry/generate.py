@@ -21,8 +21,8 @@ from verse.writing import TEMPERATURE
 
 FORMS = "五絕|七絕|五律|七律|free"
 EXPLAIN = (
-    "print under each poem what the model thought at every place, and what the rules forbade; with the name of a .png "
-    "file, which asks for --count 1, draw it there"
+    "print under each poem what the model considered at each place, and what the rules forbade; with a .png file name, "
+    "which requires --count 1, draw it there instead"
 )
 
 
@@ -49,52 +49,52 @@ def main() -> int:
 
 
 def parse_arguments() -> Namespace:
-    parser = cli.Parser("Write poems with a model that train.py made.")
+    parser = cli.Parser("Write poems with a model trained by train.py.")
     add = parser.add_argument
     add(
         "--model",
         type=Path,
         metavar="FILE",
-        help="a model.safetensors; without it the newest under runs/, or the one here",
+        help="a model.safetensors (default: the newest under runs/, or the pretrained one)",
     )
     add(
         "--start",
         type=cli.text,
         default="",
         metavar="TEXT",
-        help="what the poem begins with; simplified characters are understood",
+        help="the beginning of the poem; simplified characters work too",
     )
-    add("--form", type=request.form, metavar=FORMS, help="a form whose rules are kept; free verse without it")
+    add("--form", type=request.form, metavar=FORMS, help="the form to write in (default: free verse)")
     add(
         "--rhyme",
         type=request.rhyme,
         metavar="GROUP",
-        help="the rhyme, by the name of a group of the 平水韻, such as 東",
+        help="the rhyme: the name of a group of the 平水韻, such as 東",
     )
     add("--acrostic", type=request.characters, metavar="TEXT", help="the first characters of the lines")
-    add("--keyword", type=request.word, metavar="TEXT", help="a character or one word that stands in the poem")
-    add("--no-copy", action="store_true", help="write no line that stands in what the model was trained on")
-    add("--script", choices=["traditional", "simplified"], default="traditional", help="what poems are printed in")
-    add("--count", type=cli.whole(1, 1_000_000), default=1, help="how many poems, one a line")
+    add("--keyword", type=request.word, metavar="TEXT", help="a character or word that the poem must contain")
+    add("--no-copy", action="store_true", help="never write a line of the training corpus")
+    add("--script", choices=["traditional", "simplified"], default="traditional", help="the script of the output")
+    add("--count", type=cli.whole(1, 1_000_000), default=1, help="number of poems, one per line")
     add("--temperature", type=cli.positive, default=TEMPERATURE, help="below 1 plainer, above 1 wilder")
-    add("--top-k", type=cli.whole(1), metavar="K", help="draw from the K likeliest characters alone")
+    add("--top-k", type=cli.whole(1), metavar="K", help="sample only from the K most probable characters")
     share = cli.real(lambda p: 0 < p <= 1, "above 0 and at most 1")
-    add("--top-p", type=share, metavar="P", help="draw from the fewest characters that together have probability P")
-    add("--argmax", action="store_true", help="take the likeliest character at every place, draw nothing")
-    add("--max-length", type=cli.whole(1), help="characters of free verse; without it the longest trained on")
-    add("--seed", type=cli.whole(0), help="the same seed writes the same poems; without it they differ each time")
+    add("--top-p", type=share, metavar="P", help="sample from the fewest characters with a total probability of P")
+    add("--argmax", action="store_true", help="always take the most probable character")
+    add("--max-length", type=cli.whole(1), help="most characters in free verse (default: the longest in training)")
+    add("--seed", type=cli.whole(0), help="makes the output reproducible; without it poems differ every time")
     add("--explain", nargs="?", type=Path, const=Path(), metavar="PICTURE", help=EXPLAIN)
     args = parser.parse_args()
     for name in ("temperature", "top_k", "top_p"):
         if args.argmax and getattr(args, name) != parser.get_default(name):
-            parser.error(f"--argmax draws nothing, so --{name.replace('_', '-')} has no meaning with it")
+            parser.error(f"--argmax does not sample, so --{name.replace('_', '-')} has no meaning with it")
     request.check(parser, args)
     return args
 
 
 def explain(poet: Poet, poem: Poem, args: Namespace) -> None:
-    """What the model thought of the poem: as a table, or as a picture in the file that was named."""
-    from verse import explaining  # only here: few want it
+    """Show what the model considered: as a table, or as a picture in the given file."""
+    from verse import explaining  # imported only here: rarely needed
 
     thoughts = explaining.thoughts(poet.model, poet.vocabulary, poem.text, poet.referee(poem))
     poem_in_script = request.in_script(poem.text, args.script)

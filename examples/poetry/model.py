@@ -1,4 +1,4 @@
-"""PoemModel: Embedding, one LSTM or several and the projection to the vocabulary, with its file format."""
+"""PoemModel: an embedding, one or more LSTMs and the projection to the vocabulary; and its file format."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from minidl.backend import Array, Rng
 from minidl.layers.lstm import State as LSTMState
 from minidl.sequences import place
 
-State = list[LSTMState]  # of every LSTM, the lowest first
+State = list[LSTMState]  # one per LSTM, the lowest first
 
 
 class Nats(NamedTuple):
-    """Summed cross-entropy in nats: of the targets that are really there, and of pads."""
+    """Summed cross-entropy in nats, over real targets and over pads."""
 
     real: Array
     pads: Array | float = 0.0
@@ -30,10 +30,9 @@ class Nats(NamedTuple):
 class PoemModel(minidl.Layer):
     """ids -> embedding -> `layers` times (dropout -> LSTM) -> dropout -> logits over the vocabulary.
 
-    `tied`: the embedding's table is the projection's weight too (Press & Wolf 2017), whose columns are the LSTM's
-    units; so `embedding_size` must be `hidden_size`. The table starts 1 / sqrt(hidden_size) as large, that
-    the first logits are not, the weights of the lowest LSTM's inputs as much larger, that it hears them as well, and
-    forget gates start open.
+    `tied`: the embedding's table is also the projection's weight (Press & Wolf 2017), so `embedding_size` must equal
+    `hidden_size`. A tied table is scaled by 1 / sqrt(hidden_size) to keep the first logits small; the first LSTM's
+    input weights are scaled up by the same factor to compensate. Forget-gate biases then start at 1.
     """
 
     def __init__(
@@ -72,12 +71,12 @@ class PoemModel(minidl.Layer):
 
     @property
     def body(self) -> minidl.Sequential:
-        """All but the head: ids (N,) to the rows (N, H) that it gets."""
+        """All layers below the head: ids (N,) to its input rows (N, H)."""
         *below, last = self.dropouts
         return minidl.Sequential(self.embedding, *chain(*zip(below, self.lstms, strict=True)), last)
 
     def forward_backward(self, batch: Batch, step: int) -> Nats:
-        """The batch's nats; adds the gradient of their mean over all N rows, or `batch.total`, to every parameter's."""
+        """The batch's nats; adds the gradient of their sum divided by N, or by `batch.total`, to every parameter's."""
         inputs, packing, targets, rows = self._placed(batch)
         body = self.body
         h, caches = body.forward(inputs, packing._replace(step=step))
@@ -92,7 +91,7 @@ class PoemModel(minidl.Layer):
             loss, dh = self.head.forward_backward(h, targets[0], total)
             return Nats(loss * total), dh
         dh, nats = minidl.backend.of(h).empty_like(h), []
-        # apart, so that each has its own sum; the gradient is that of the whole
+        # separately, so that each has its own sum; the gradient is the same
         for some, wanted in zip(rows, targets, strict=True):
             loss, dh[some] = self.head.forward_backward(h[some], wanted, total)
             nats.append(loss * total)
@@ -108,7 +107,7 @@ class PoemModel(minidl.Layer):
     def _placed(self, batch: Batch) -> tuple[Array, minidl.Packing, list[Array], list[Array]]:
         """A batch on the model's device: inputs, packing, targets, rows.
 
-        Targets are those of all rows; or those of real targets and those of pads, with the rows where they stand.
+        `targets` and `rows` are those of real targets and of pads; without pads there is one `targets`, and no `rows`.
         """
         rows = [] if batch.real is None else _rows_of(batch.real)
         targets = [batch.targets[some] for some in rows] or [batch.targets]
@@ -116,7 +115,7 @@ class PoemModel(minidl.Layer):
         return inputs, batch.packing._replace(order=order), there[: len(targets)], there[len(targets) :]
 
     def next_logits(self, ids: np.ndarray, state: State | None) -> tuple[Array, State]:
-        """One step of writing: from the latest ids (B,) and the state to the logits (B, V) of the next ones."""
+        """One step of writing: from the latest ids (B,) and the state to the logits (B, V) of the next ids."""
         x, after = self.embedding(ids), []
         for layer, lstm in enumerate(self.lstms):
             after.append(lstm.step(x, state[layer] if state else None))
@@ -125,12 +124,12 @@ class PoemModel(minidl.Layer):
 
 
 def _rows_of(real: np.ndarray) -> list[np.ndarray]:
-    """The rows of real targets (there always are some), and those of pads if there are any."""
+    """The rows of real targets (never empty), and the rows of pads if there are any."""
     return [rows for rows in (np.flatnonzero(real), np.flatnonzero(~real)) if len(rows)]
 
 
 def save_model(path: str | os.PathLike[str], model: PoemModel, vocabulary: Vocabulary, **extra: Any) -> None:
-    """The weights, with the vocabulary, the sizes and JSON values `extra` in the file's metadata."""
+    """Save the weights, with the vocabulary, the sizes and JSON values `extra` as metadata."""
     metadata = {"kind": "poem model", "settings": model.settings, "tokens": vocabulary.tokens, **extra}
     minidl.save(path, model.state_dict(), metadata)
 
@@ -141,24 +140,24 @@ def load_model(path: str | os.PathLike[str], backend: str = "numpy") -> tuple[Po
     try:
         if not isinstance(metadata.get("max_length", 1), int) or metadata.get("max_length", 1) < 1:
             raise ValueError(f"its max_length is {metadata['max_length']!r}")
-        if not isinstance(metadata["tokens"], list):  # the keys of an object come back in another order
-            raise TypeError(f"its tokens are no list but {type(metadata['tokens']).__name__}")
+        if not isinstance(metadata["tokens"], list):  # the keys of an object may be reordered
+            raise TypeError(f"its tokens must be a list, got {type(metadata['tokens']).__name__}")
         vocabulary = Vocabulary(metadata["tokens"])
         claimed, found = _weights(len(vocabulary), **metadata["settings"]), sum(a.size for a in tensors.values())
-        if claimed > found:  # seen before memory is taken for them
-            raise ValueError(f"it holds {found} weights, its vocabulary and settings are of {claimed}")
+        if claimed > found:  # checked before memory is allocated for them
+            raise ValueError(f"it has {found} weights, but its vocabulary and settings need {claimed}")
         model = PoemModel(len(vocabulary), **metadata["settings"], backend=backend, rng=0)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         fault = " ".join(str(error).split())[:300]
-        raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a poem model ({fault})") from error
+        raise minidl.CheckpointError(f"{path}: a checkpoint, but not a poem model ({fault})") from error
     return model, vocabulary, metadata
 
 
 def _weights(
     vocabulary_size: int, embedding_size: int, hidden_size: int, dropout: float, tied: bool = False, layers: int = 1
 ) -> int:
-    """How many a PoemModel of these settings has."""
+    """The number of weights of a PoemModel with these settings."""
     V, E = vocabulary_size, checks.size("embedding_size", embedding_size)
     H, L = checks.size("hidden_size", hidden_size), checks.size("layers", layers)
     return V * (E + 1 + (0 if tied else H)) + 4 * H * (E + H * (2 * L - 1) + L)

@@ -1,4 +1,4 @@
-"""Encode a corpus once, for train.py --prepared: it may be larger than memory.
+"""Encode a corpus once for train.py --prepared; it may be larger than memory.
 
 python examples/poetry/prepare.py --text big.txt --out big            a text, one poem or passage a line
 python examples/poetry/prepare.py --files 58 --out tang               Tang poems, as train.py reads them
@@ -32,12 +32,12 @@ from learning import settings
 import numpy as np
 
 CODE_POINTS = 0x110000  # of Unicode
-AT_ONCE = 10_000  # poems of the Tang
-FIRST, LAST = "\r", "\n"  # around each poem while it is encoded: no line of a text has them
+AT_ONCE = 10_000  # Tang poems
+FIRST, LAST = "\r", "\n"  # around each poem during encoding: no line of a text contains them
 
 
 class Source(NamedTuple):
-    """What is encoded: `poems()` goes through it, some thousand at a time, and tells how much of `size` they were."""
+    """What is encoded: `poems()` yields it, some thousands at a time, with how much of `size` they were."""
 
     poems: Callable[[], Iterator[tuple[list[str], int]]]
     size: int
@@ -45,7 +45,7 @@ class Source(NamedTuple):
 
 
 class Tally:
-    """What is known of a part before it is encoded."""
+    """What is known about a part before it is encoded."""
 
     def __init__(self) -> None:
         self.poems = self.characters = self.longest = 0
@@ -58,7 +58,7 @@ class Tally:
 
 
 class ArrayFile:
-    """An .npy file of `count` numbers, written piece by piece. Through a map a full disk would end the process."""
+    """An .npy file of `count` numbers, written piece by piece. With a map, a full disk would kill the process."""
 
     def __init__(self, file: IO[bytes], largest: int, count: int) -> None:
         self.file, self.count, self.left, self.digest = file, count, count, hashlib.sha256()
@@ -73,18 +73,18 @@ class ArrayFile:
         self.file.write(content)
 
     def finish(self) -> dict[str, Any]:
-        """How many numbers it holds, and their SHA-256; CorpusError if there were more or fewer than announced."""
+        """The count and SHA-256 of its numbers; CorpusError if there were more or fewer than announced."""
         if self.left:
-            raise tang.CorpusError("the text was changed while it was read: the second time it had other poems")
+            raise tang.CorpusError("the text changed while it was read: the second pass had other poems")
         self.file.flush()
-        os.fsync(self.file.fileno())  # some file systems tell only here that they are full
+        os.fsync(self.file.fileno())  # some file systems report only here that they are full
         return {"count": self.count, "sha256": self.digest.hexdigest()}
 
 
 def main() -> int:
     args = parse_arguments()
-    if args.out.exists() or args.out.is_symlink():  # to nothing, which is there as well
-        raise cli.UsageError(f"--out {args.out} is there already; choose another folder, or delete it")
+    if args.out.exists() or args.out.is_symlink():  # a dangling link exists too
+        raise cli.UsageError(f"--out {args.out} already exists; choose another folder, or delete it")
     with cli.output_folder(args.out.parent):
         source = of_text(args.text, args.encoding or texts.UTF8) if args.text else of_the_tang(args)
         with Progress(total=2 * source.size, unit=source.unit, unit_scale=True, leave=False) as progress:
@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def prepare(source: Source, args: Namespace, progress: Progress) -> None:
-    """Write the folder, and tell what is in it."""
+    """Write the folder, and print a summary."""
     tallies = [Tally() for _ in PARTS]
     progress.set_description_str("counting", refresh=False)
     characters = count(training_texts(watched(source, progress), tallies))
@@ -133,7 +133,7 @@ def of_text(path: Path, encoding: str) -> Source:
 
 
 def of_the_tang(args: Namespace) -> Source:
-    """Without duplicates, as train.py has them; they fit into memory."""
+    """The Tang poems without duplicates, as in train.py; they fit into memory."""
     found = tang.load(args.corpus, args.files, max_length=args.max_length).poems
     cut = [found[at : at + AT_ONCE] for at in range(0, len(found), AT_ONCE)]
     return Source(lambda: ((poems, len(poems)) for poems in cut), len(found), " poems")
@@ -146,7 +146,7 @@ def watched(source: Source, progress: Progress) -> Iterator[list[str]]:
 
 
 def training_texts(source: Iterable[list[str]], tallies: Sequence[Tally]) -> Iterator[str]:
-    """The training part, many poems to a string; what the parts have is added to `tallies`."""
+    """The training part, many poems per string; updates the `tallies` of all parts."""
     for poems in source:
         parts = tang.split(poems)
         for tally, part in zip(tallies, parts, strict=True):
@@ -155,7 +155,7 @@ def training_texts(source: Iterable[list[str]], tallies: Sequence[Tally]) -> Ite
 
 
 def count(texts: Iterable[str]) -> Counter[str]:
-    """How often each character comes, in the order in which they are seen; ten times as fast as the Counter itself."""
+    """Counts of characters, in order of first appearance; ten times as fast as Counter alone."""
     counts = np.zeros(CODE_POINTS, np.int64)
     seen: dict[int, None] = {}
     for text in texts:
@@ -168,7 +168,7 @@ def count(texts: Iterable[str]) -> Counter[str]:
 def encode(
     source: Iterable[list[str]], vocabulary: Vocabulary, tallies: Sequence[Tally], folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """Write the ids and lengths of every part; how many of each there are."""
+    """Write the ids and lengths of every part; returns their counts."""
     table = table_of(vocabulary)
     with ExitStack() as stack:
 
@@ -191,7 +191,7 @@ def encode(
 
 
 def table_of(vocabulary: Vocabulary) -> np.ndarray:
-    """The id of every code point of Unicode (CODE_POINTS,)."""
+    """The id of every Unicode code point (CODE_POINTS,)."""
     table = np.full(CODE_POINTS, vocabulary.ids[UNKNOWN], np.min_scalar_type(len(vocabulary) - 1))
     for token, index in vocabulary.ids.items():
         if index not in vocabulary.marks:

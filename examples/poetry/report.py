@@ -34,28 +34,28 @@ import minidl
 Line = dict[str, float]
 Write = Callable[[Mapping[str, object]], None]
 START_EPOCHS = 5  # enough to see the bad starts stall
-RULED = FORMS[:2]  # 五絕 and 七絕: of the poems beside the report's
+RULED = FORMS[:2]  # 五絕 and 七絕: the forms shown beside the report's poems
 NAMES = {"adam": "Adam", "adagrad": "AdaGrad", "adadelta": "Adadelta"}
 
 
 class Start(NamedTuple):
-    """What became of one way to start."""
+    """The outcome of one initialization."""
 
     title: str
     losses: list[float]  # on the test part, nats per real target, after each epoch
-    distinct_units: int  # how many of the hidden units do something of their own
+    distinct_units: int  # hidden units with distinct outputs
 
 
 def main() -> int:
     args = parse_arguments()
     minidl.backend.get(args.backend)
-    remedy = "end what else uses it"  # the sizes are the report's
+    remedy = "stop other programs that use it"  # the sizes are the report's
     with cli.results_folder(args.out) as out, cli.memory_advice(remedy, lambda: kept(out)):
         return report(args, out)
 
 
 def kept(out: Path) -> str:
-    """What a run that ends early leaves behind."""
+    """What is left of a run that ends early."""
     return f"what was finished is in {out}" if any(out.iterdir()) else "nothing was finished"
 
 
@@ -93,11 +93,11 @@ def report(args: Namespace, out: Path) -> int:
 def parse_arguments() -> Namespace:
     parser = cli.Parser("Repeat the report: three optimizers, bad starts and seven poems, as report.md with figures.")
     add = parser.add_argument
-    add("--backend", default="numpy", choices=["numpy", "cupy"], help="numpy: the processor; cupy: an NVIDIA GPU")
+    add("--backend", default="numpy", choices=["numpy", "cupy"], help="numpy: the CPU; cupy: an NVIDIA GPU")
     add("--corpus", type=Path, metavar="DIR", help="a folder with poet.tang.N.json files; without it they are fetched")
     add("--epochs", type=cli.whole(1), default=protocol.EPOCHS, help="at most this many epochs for each optimizer")
     add("--out", type=Path, metavar="DIR", help="a new folder for the results; without it runs/report-1, ...")
-    add("--seed", type=cli.whole(0), default=0, help="of all random numbers")
+    add("--seed", type=cli.whole(0), default=0, help="seed of all random numbers")
     args = parser.parse_args()
     args.out = args.out or cli.next_run("report-")
     return args
@@ -109,7 +109,7 @@ def new_model(args: Namespace, task: Task) -> PoemModel:
 
 
 def train(title: str, task: Task, model: PoemModel, optimizer: str, epochs: int, write: Write) -> list[Line]:
-    """The report's run with one optimizer, told epoch by epoch; `model` ends as it was in its best epoch."""
+    """The report's run with one optimizer, logged epoch by epoch; `model` ends with its best epoch's weights."""
     lines = []
     schedule = minidl.Constant(build_optimizer(optimizer, model.parameters(), protocol.LEARNING_RATES[optimizer]))
     state = TrainingState(np.random.default_rng(), model.state_dict())
@@ -126,7 +126,7 @@ def start_of(title: str, task: Task, model: PoemModel, lines: list[Line]) -> Sta
 
 
 def seven_poems(model: PoemModel, task: Task) -> list[str | None]:
-    """Two sentences by argmax for each of the report's first characters; None for one that the corpus lacks."""
+    """Two sentences by argmax for each of the report's first characters; None if the corpus lacks it."""
     known = [start for start in STARTS if start in task.vocabulary]
     written = write_poems(model, task.vocabulary, known, task.max_length, argmax=True)
     poems = {start: "".join(re.findall("[^。]*。?", poem)[:2]) for start, poem in zip(known, written, strict=True)}
@@ -134,7 +134,7 @@ def seven_poems(model: PoemModel, task: Task) -> list[str | None]:
 
 
 def ruled_poems(seed: int) -> dict[str, list[str]]:
-    """A poem of each form for each of the report's first characters, by the model that comes with the programs."""
+    """A poem of each form for each of the report's first characters, by the pretrained model."""
     model, vocabulary, _ = load_model(cli.PRETRAINED)
     heard, choice, rng = readings_of(vocabulary.tokens), Choice(temperature=TEMPERATURE), np.random.default_rng(seed)
 
@@ -146,14 +146,14 @@ def ruled_poems(seed: int) -> dict[str, list[str]]:
 
 
 def distinct_units(model: PoemModel, batch: Batch) -> int:
-    """How many hidden units have an output of their own on `batch`, to within 1e-4 everywhere."""
+    """The number of hidden units with distinct outputs on `batch`, to within 1e-4."""
     h = model.body(batch.inputs, batch.packing)
     return len(np.unique(np.round(minidl.to_host(h).T, 4), axis=0))
 
 
 def unigram_entropy(task: Task) -> float:
     """The test part's cross-entropy (nats per real target) under the training part's plain frequencies."""
-    counts = np.ones(len(task.vocabulary))  # one each, so that no test character is impossible
+    counts = np.ones(len(task.vocabulary))  # start at one, so that no test character is impossible
     for batch in task.train(np.random.default_rng(0)):
         np.add.at(counts, batch.targets[batch.real], 1)
     targets = np.concatenate([batch.targets[batch.real] for batch in task.validation])
@@ -168,12 +168,12 @@ def report_text(
     poems: dict[str, list[str | None]],
     ruled: dict[str, list[str]],
 ) -> str:
-    """report.md: what was measured beside what the report says."""
+    """report.md: our measurements beside the report's."""
     rates = ", ".join(f"{title} {protocol.LEARNING_RATES[name]:g}" for name, title in NAMES.items())
     return f"""# The report, repeated
 
 minidl {minidl.__version__} on {args.backend}, seed {args.seed}: an LSTM of {protocol.HIDDEN_SIZE} units on the first
-{protocol.FILES} Tang files, as the report did it: rows of {protocol.WIDTH} filled up with pads, batches of
+{protocol.FILES} Tang files, as in the report: rows of {protocol.WIDTH} filled up with pads, batches of
 {protocol.BATCH_SIZE} in the corpus's order, the last tenth as the test part, which also decides when to stop.
 Vocabulary {len(task.vocabulary):,}; learning rates: {rates}.
 
@@ -186,12 +186,12 @@ pads included; its values here were read off its figures, to about 0.02.
 
 {optimizers_table(curves)}
 
-Pads are easy to predict, so these figures flatter. Of the targets that are really there (characters and end marks):
+Pads are easy to predict, so these figures look better than they are. Over real targets (characters and end marks):
 
 {honest_table(curves)}
 
-The report gives 2 to the power of its cross-entropy as perplexity. That is right for bits; in nats it is e to that
-power, and only over real targets. Even so these figures are no fair test, for the test part chose the epoch.
+The report computes perplexity as 2 to the power of its cross-entropy. That is right for bits; for nats it is e to that
+power, and only over real targets. Even so, these figures are not a fair test, because the test part selects the epoch.
 
 ## Where training starts
 
@@ -201,24 +201,25 @@ power, and only over real targets. Even so these figures are no fair test, for t
 
 Plain character frequencies reach {unigram_entropy(task):.3f} nats on the same targets.
 
-With all weights zero every hidden unit puts out zero at every step, and the gradient of every weight is exactly zero
-but that of the output's bias: the bias learns the frequencies, and nothing else can ever move. With all weights equal
-but not zero there is a gradient, but it is the same for every unit: they remain copies of one. A random start
-(Xavier's, which keeps the size of signals and gradients) makes units differ, and so able to learn different things.
+With all weights zero, every hidden unit outputs zero at every step, and every gradient is exactly zero except that of
+the output bias: the bias learns the character frequencies, and nothing else can ever change. With all weights equal but
+not zero there is a gradient, but it is the same for every unit: they remain copies of each other. A random start
+(Xavier's, which preserves the size of signals and gradients) makes the units different, so that they can learn
+different things.
 
 ## Seven poems
 
-By argmax, from the best epoch of each optimizer, beside the report's own. Here they are cut after two sentences, for
-such a model cannot end a poem: in the report's rows a poem's last character is never an input, so that the end mark
-follows nothing but itself. Always taking the likeliest character, it runs in circles in the end.
+Written by argmax with the best epoch of each optimizer, beside the report's own poems. Ours are cut after two
+sentences, because such a model cannot end a poem: in the report's rows a poem's last character is never an input, so
+the end mark only ever follows itself. A model that always takes the most probable character ends up in a loop.
 
 {poems_table(poems)}
 
 ## Poems that keep a form
 
-The report's poems lose their form on the way: seven characters in one line, six in the next. These, with the same
-beginnings, are by the model that comes with the programs, which learned from all the Tang files and other settings
-(`train.py --recipe best`), and `generate.py --form` holds them to the length, rhyme and tones of the form.
+The report's poems lose their form along the way: seven characters in one line, six in the next. The following poems
+have the same beginnings. They are by the pretrained model (all Tang files, `train.py --recipe best`), and
+`generate.py --form` makes them keep the form's length, rhyme and tones.
 
 {ruled_table(ruled)}
 """

@@ -1,4 +1,4 @@
-"""Make a trained model half as large, to hand around: float16 weights, with what they cost in perplexity.
+"""Halve a trained model's file size with float16 weights, and measure what that costs in perplexity.
 
 python examples/poetry/shrink.py runs/1 --out examples/poetry/pretrained
 """
@@ -43,14 +43,14 @@ def main() -> int:
 
 
 def shrink(run: Path, out: Path, model: PoemModel, task: Task, index: LineIndex) -> None:
-    """The model in `run` as float16, with its figures, and the index of lines; both or neither are in `out`."""
+    """Write the float16 model with its figures, and the index of lines, to `out`: both or neither."""
     figures = {"float32": held_out_figures(model, task)}
     tensors, metadata = minidl.load(run)
     made = metadata["arguments"]
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     model.load_state_dict(half)
     figures["float16"] = held_out_figures(model, task)
-    settings = {name: value for name, value in made.items() if name != "corpus"}  # a folder of here
+    settings = {name: value for name, value in made.items() if name != "corpus"}  # a folder on this machine
     minidl.save(out / FILE, half, {**metadata, "arguments": settings, "figures": figures["float16"]})
     try:
         index.save(out / line_index.FILE)
@@ -66,11 +66,11 @@ def shrink(run: Path, out: Path, model: PoemModel, task: Task, index: LineIndex)
 
 
 def parse_arguments() -> Namespace:
-    parser = cli.Parser("Halve a model that train.py made, and measure what that costs.")
+    parser = cli.Parser("Halve a model trained by train.py, and measure what that costs.")
     parser.add_argument("run", type=Path, help="the folder that train.py wrote")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the small model goes")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the small model")
     parser.add_argument(
-        "--corpus", type=Path, metavar="DIR", help="a folder with the Tang files; else they are fetched"
+        "--corpus", type=Path, metavar="DIR", help="a folder with the Tang files (default: they are downloaded)"
     )
     return parser.parse_args()
 

@@ -2,12 +2,12 @@
 
 python examples/poetry/train.py                     the default recipe, on the report's 8 files
 python examples/poetry/train.py --recipe best       the recipe with the lowest perplexity, on all 58 files
-python examples/poetry/train.py --protocol report   the report's own experiment, as it was
-python examples/poetry/train.py --protocol report-rows --recipe best    its poems and test part, learned better
+python examples/poetry/train.py --protocol report   the report's own experiment
+python examples/poetry/train.py --protocol report-rows --recipe best    its poems and test part, with better settings
 python examples/poetry/train.py --text FILE         your own poems or prose, one a line
-python examples/poetry/train.py --prepared DIR      what prepare.py has written, of a corpus that may exceed the memory
-python examples/poetry/train.py --resume            go on with the run that was saved last, as if it had never stopped
-mpiexec -n 2 python examples/poetry/train.py --distributed      by two processes, which share every batch
+python examples/poetry/train.py --prepared DIR      a corpus from prepare.py, which may be larger than memory
+python examples/poetry/train.py --resume            continue the run that was saved last
+mpiexec -n 2 python examples/poetry/train.py --distributed      with two processes, which share every batch
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> int:
     minidl.backend.get(args.backend)
     if args.backend == "cupy":
         group.choose_gpu()
-    remedy = "end what else uses it" if args.protocol == "report" else "a smaller --batch-size needs less"
+    remedy = "stop other programs that use it" if args.protocol == "report" else "a smaller --batch-size needs less"
     with cli.results_folder(args.out, args.resume) if group.first else nullcontext(args.out) as out:
         try:
             with cli.memory_advice(remedy, lambda: kept(out)):
@@ -59,11 +59,11 @@ def main() -> int:
 
 
 def kept(out: Path) -> str:
-    """What a run that ends early leaves behind."""
+    """What is left of a run that ends early."""
     checkpoint = run_checkpoint.read(out)
     if checkpoint is None:
         return "nothing was saved yet"
-    return f"step {checkpoint.steps} is saved in {out}, and --resume --out {out} goes on from there"
+    return f"step {checkpoint.steps} is saved in {out}, use --resume --out {out} to continue"
 
 
 def train(args: Namespace, out: Path, group: SingleProcess) -> int:
@@ -73,7 +73,7 @@ def train(args: Namespace, out: Path, group: SingleProcess) -> int:
     rng = np.random.default_rng(args.seed)
     sizes = args.embedding_size, args.hidden_size, args.dropout, args.tied, args.layers
     model = PoemModel(len(task.vocabulary), *sizes, backend=args.backend, rng=rng)
-    if args.init_from and args.checkpoint is None and group.first:  # from which all others get theirs
+    if args.init_from and args.checkpoint is None and group.first:  # the others get theirs from it
         take_weights(args.init_from, model, task.vocabulary)
     schedule = build_schedule(args, model, task)
     weights = sum(parameter.data.size for parameter in model.parameters())
@@ -93,7 +93,7 @@ def train(args: Namespace, out: Path, group: SingleProcess) -> int:
                 raise KeyboardInterrupt
 
         trainer = Trainer(model, schedule, task, state, args.clip, args.protocol == "report", after_step, group)
-        for line, improved in trainer.fit(args.epochs, args.patience):  # each turn of the loop trains one epoch
+        for line, improved in trainer.fit(args.epochs, args.patience):  # each iteration trains one epoch
             written.epoch(line, improved)
             cli.note(epoch_text(line))
             if asked():
@@ -105,7 +105,7 @@ def train(args: Namespace, out: Path, group: SingleProcess) -> int:
 
 
 def take_weights(path: Path, model: PoemModel, vocabulary: Vocabulary) -> None:
-    """Set the model's weights to those in a file; UsageError if it has other characters or sizes."""
+    """Load the model's weights from a file; UsageError if its characters or sizes differ."""
     other, known, _ = load_model(path)
     if known.tokens != vocabulary.tokens:
         here = f"{len(known):,} characters and marks, these poems {len(vocabulary):,}"
@@ -118,16 +118,16 @@ def take_weights(path: Path, model: PoemModel, vocabulary: Vocabulary) -> None:
 
 
 def begin(args: Namespace, model: PoemModel, schedule: Schedule, data: Data, rng: np.random.Generator) -> TrainingState:
-    """Where the run stands: at its start, or where its checkpoint has it."""
+    """The initial state of the run, or the state in its checkpoint."""
     checkpoint: run_checkpoint.Checkpoint | None = args.checkpoint
     if checkpoint is None:
         if args.resume:
             cli.note(f"no checkpoint in {args.out}: the run starts at step 0")
         return TrainingState(rng, model.state_dict())
     state = run_checkpoint.restore(checkpoint, model, schedule, data.poems)
-    cli.note(f"the run goes on from step {checkpoint.steps}, after {len(state.lines)} whole epochs")
+    cli.note(f"resuming from step {checkpoint.steps}, after {len(state.lines)} complete epochs")
     for change in run_checkpoint.changes(checkpoint):
-        cli.note(f"{change}: the figures may differ from those of the run without a pause in their last digits")
+        cli.note(f"{change}: the last digits of the figures may differ from an uninterrupted run")
     return state
 
 
@@ -149,7 +149,7 @@ def epoch_text(line: dict[str, float]) -> str:
 def last_line(
     args: Namespace, task: Task, model: PoemModel, lines: list[dict[str, float]], group: SingleProcess
 ) -> dict[str, float]:
-    """The figures to quote, of the best epoch; under the report's protocol with a word on how it was chosen."""
+    """The final figures, of the best epoch; under a protocol of the report also how it was selected."""
     last = held_out_figures(model, task, group)
     known = f"vocabulary {last['vocabulary_size']:,}, {last['unknown_rate']:.2%} unknown"
     cli.note(f"test {figures_text(last, 'test')}; {known}")
@@ -163,16 +163,16 @@ def last_line(
 
 def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[dict[str, float]]) -> None:
     """The curves, and a poem for each of the report's seven first characters."""
-    from common import figures  # matplotlib is slow to import, and wanted only here
+    from common import figures  # matplotlib is slow to import, and only needed here
 
     as_it_was = args.protocol == "report"
     figures.draw_curves(args.out / "curves.png", lines, protocol.REPORTED[args.optimizer] if as_it_was else None)
     known = [start for start in STARTS if start in task.vocabulary]
-    # A text in another script begins as it likes.
+    # For a text in another script the model chooses the first characters.
     writes = any(len(token) == 1 and token not in MARKS for token in task.vocabulary.tokens)
     free = bool(args.text or args.prepared) and not known and writes
     starts = [""] * len(STARTS) if free else known
-    # The report took the likeliest character at every place.
+    # The report always took the most probable character.
     rules = None if as_it_was else FreeVerse(task.vocabulary)
     written = write_poems(model, task.vocabulary, starts, task.max_length, argmax=as_it_was, rules=rules, rng=args.seed)
     poems = iter(written)
@@ -180,7 +180,7 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
     text = "\n".join(next(poems) if free or start in known else lost.format(start) for start in STARTS)
     write_text(args.out / "poems.txt", text + "\n")
     figures.draw_poems(args.out / "poems.png", written)
-    print(text)  # last: nobody may read it
+    print(text)  # last, in case nobody reads it
 
 
 if __name__ == "__main__":

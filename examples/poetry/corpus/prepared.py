@@ -1,12 +1,12 @@
 """A corpus larger than memory: its encoded poems in mapped files, which prepare.py wrote, read a mix at a time.
 
 For each part a folder has `<part>.ids.npy`, every poem as begin, c1 ... cn, end, and `<part>.lengths.npy`, n + 1 for
-each poem; and `prepared.json` with the vocabulary, the longest poem, each part's poem and id counts, and SHA-256 hashes.
+each poem. `prepared.json` has the vocabulary, the longest poem, and each part's poem and id counts and SHA-256 hashes.
 
 An epoch is shuffled by blocks of about a thousand consecutive poems, which fill complete batches. The blocks are
-shuffled; MIX of them at a time are read into memory, and their poems shuffled into batches of similar lengths. The poems
-after the last complete block are in the last mix. So only one batch can be short, a batch's number determines its mix,
-and each mix has its own generator: an epoch can start at any batch without reading earlier mixes.
+shuffled; MIX of them at a time are read into memory, and their poems shuffled into batches of similar lengths. The
+poems after the last complete block are in the last mix. So only one batch can be short, a batch's number determines its
+mix, and each mix has its own generator: an epoch can start at any batch without reading earlier mixes.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def load(folder: Path) -> Prepared:
                 f"it is {metadata['kind']!r} of version {metadata['version']!r}, not {KIND!r} of {VERSION}"
             )
         if not isinstance(metadata["tokens"], list):
-            raise TypeError(f"its tokens are no list but {type(metadata['tokens']).__name__}")
+            raise TypeError(f"its tokens must be a list, got {type(metadata['tokens']).__name__}")
         vocabulary, longest = Vocabulary(metadata["tokens"]), metadata["max_length"]
         if BEGIN not in vocabulary or not isinstance(longest, int) or longest < 1:
             raise ValueError(f"the longest poem is {longest!r}, and {BEGIN} must be known")

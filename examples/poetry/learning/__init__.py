@@ -1,1 +1,1 @@
-"""Training: settings, the loop, its figures, and what a run writes."""
+"""Training: settings, the loop, metrics, and what a run writes."""

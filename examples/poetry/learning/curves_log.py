@@ -1,7 +1,7 @@
-"""TensorBoard's event files of a run: the curves of metrics.jsonl, to be watched while it goes on.
+"""TensorBoard's event files for a run: the curves of metrics.jsonl, to watch during training.
 
-Step n is the n-th line of metrics.jsonl: the epochs from 1, and then the test figures. A run that goes on writes a new
-file, whose first event has TensorBoard drop whatever an earlier one holds from the next step on.
+Step n is line n of metrics.jsonl: the epochs from 1, then the test figures. A resumed run writes a new file, whose
+first event makes TensorBoard drop everything in earlier files from the next step on.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ TEST = {f"{part}_{figure}": f"{figure}/{part}" for part in ("test", "short_test"
 def event_log(
     folder: Path | None, lines: Sequence[Mapping[str, float]], resume: bool
 ) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """A function that logs a line of metrics, on the disk at once; it does nothing without a `folder`.
+    """A function that logs a line of metrics and flushes it; it does nothing without a `folder`.
 
-    `lines` are those of a run that goes on (`resume`), which are logged as well where the folder has none.
-    UsageError if it cannot be written, or holds events before a run has begun.
+    The `lines` of a resumed run (`resume`) are logged too if the folder has no events yet. UsageError if the folder
+    cannot be written, or contains events although the run is new.
     """
     if folder is None:
         yield lambda line: None
@@ -52,14 +52,14 @@ def event_log(
 
 
 class _Log:
-    """An event file, made with the first line. Written at once, unlike SummaryWriter's, whose thread lags behind."""
+    """An event file, created with the first line and flushed with every line, unlike SummaryWriter's."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.folder, self.steps = folder, steps
         self.writer: Any = None
 
     def add(self, line: Mapping[str, float]) -> None:
-        from tensorboardX.summary import scalar  # only here: few want it
+        from tensorboardX.summary import scalar  # imported only here: rarely needed
 
         if self.writer is None:
             self._open()
@@ -73,7 +73,7 @@ class _Log:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
-        # TensorBoard reads the files by their names, which begin with the time in seconds: a number orders the rest.
+        # TensorBoard orders the files by name, which starts with the time in seconds; the number breaks ties.
         number = len(list(self.folder.glob(FILES)))
         self.writer = EventsWriter(str(self.folder.resolve() / "events"), f".{number:06}.{uuid.uuid4().hex[:8]}")
         self._write(step=self.steps + 1, session_log=SessionLog(status=SessionLog.START))

@@ -1,4 +1,4 @@
-"""The figures of a test part, from sums: however many poems it has, none of their figures is kept."""
+"""Metrics of a test part, from running sums, so that no figures of single poems need to be kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Sums:
-    """Over batches, each of so many nats n and targets t: of n, t, n^2, n t and t^2."""
+    """Sums over batches, each with n nats and t targets: of n, t, n^2, n t and t^2."""
 
     batches: int = 0
     several: int = 0  # batches of more than one poem
@@ -29,26 +29,26 @@ class Sums:
 
     @property
     def loss(self) -> float:
-        """In nats per target."""
+        """Nats per target."""
         return self.nats / self.targets
 
     def figures(self, part: str) -> dict[str, float]:
-        """Loss, perplexity and targets."""
+        """Loss, perplexity and number of targets."""
         figures = {f"{part}_loss": self.loss, f"{part}_perplexity": perplexity(self.loss)}
         return {**figures, f"{part}_targets": self.targets}
 
     def errors(self, part: str) -> dict[str, float]:
-        """The standard errors of loss and perplexity: what other poems would change.
+        """The standard errors of loss and perplexity, for the choice of test poems.
 
-        The loss L is a ratio of sums over poems, whose error is that of its residuals n - L t, of the sum of squares
-        sum n^2 - 2 L sum n t + L^2 sum t^2. Another seed would change it too. No error is told of fewer than two
-        poems, nor of batches of several.
+        The loss L is a ratio of sums over poems, so its error follows from the residuals n - L t, whose sum of squares
+        is sum n^2 - 2 L sum n t + L^2 sum t^2. The effect of the seed is not included. Without at least two poems, or
+        with several poems in a batch, there is no error.
         """
         if self.batches < 2 or self.several:
             return {}
         loss = self.loss
         residuals = self.squares - 2 * loss * self.products + loss * loss * self.target_squares
-        variance = max(residuals, 0.0) * self.batches / (self.batches - 1)  # equal poems may round to below 0
+        variance = max(residuals, 0.0) * self.batches / (self.batches - 1)  # equal poems may round to slightly below 0
         error = math.sqrt(variance) / self.targets
         return {f"{part}_loss_error": error, f"{part}_perplexity_error": perplexity(loss) * error}
 

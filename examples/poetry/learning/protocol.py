@@ -1,11 +1,11 @@
-"""The report's own experiment, repeated as it was, pads in the loss and all.
+"""The report's own experiment, repeated exactly, including pads in the loss.
 
 The first 8 files with their duplicates, in their order; rows of 50: input c1 ... c(n-1), end, pads and target
-c2 ... cn, end, pads; batches of 256, never shuffled; the first 9 tenths of the batches train, the rest is the
-test part, which also decides when to stop; no clipping. So its figures are not a fair test's: the metrics
-carry the honest cross-entropy (of real targets, pads left out) beside the report's.
+c2 ... cn, end, pads; batches of 256, never shuffled; the first nine tenths of the batches train, the rest is the
+test part, which also decides when to stop; no clipping. So its figures are not a fair test: the metrics also contain
+the cross-entropy over real targets only, beside the report's.
 
-`rows_task` has the same poems, targets and parts for other recipes: pads left out, and batches shuffled.
+`rows_task` has the same poems, targets and parts for other recipes: without pads, and with shuffled batches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DATA = {"files": FILES, "max_length": MAX_LENGTH, "max_vocabulary": None, "min_c
 SETTINGS = {
     **DATA,
     "schedule": "constant",
-    "patience": 1,  # the first epoch that is worse than the one before
+    "patience": 1,  # stop at the first epoch that is worse than the one before
     "batch_size": BATCH_SIZE,
     "hidden_size": HIDDEN_SIZE,
     "embedding_size": EMBEDDING_SIZE,
@@ -37,18 +37,18 @@ SETTINGS = {
     "clip": None,
     "weight_decay": None,
 }
-PROTOCOLS: dict[str, dict[str, Any]] = {"report": SETTINGS, "report-rows": DATA}  # what each of them fixes
+PROTOCOLS: dict[str, dict[str, Any]] = {"report": SETTINGS, "report-rows": DATA}  # the settings that each one fixes
 LEARNING_RATES = {"adam": 0.005, "adagrad": 0.01, "adadelta": 0.5}
 EPOCHS = 30
 
-# The report's curves, test cross-entropy by epoch, read off its figures to about 0.02; each ends where it ends there.
+# The report's curves, test cross-entropy by epoch, read off its figures to about 0.02, as far as each curve goes.
 _EPOCHS = (1, 2, 4, 6, 8, 10, 12, 13, 14, 20, 30)
 REPORTED = {
     "adam": dict(zip(_EPOCHS, (5.35, 5.10, 4.81, 4.61, 4.49, 4.41, 4.38, 4.37, 4.37), strict=False)),
     "adagrad": dict(zip(_EPOCHS, (5.26, 5.03, 4.89, 4.82, 4.76, 4.71, 4.67, 4.66, 4.64, 4.56, 4.475), strict=True)),
     "adadelta": dict(zip(_EPOCHS, (7.00, 6.87, 6.52, 5.89, 5.60, 5.42, 5.31, 5.38), strict=False)),
 }
-# Its seven poems (appendix of the report), which it made by argmax.
+# The report's seven poems (its appendix), written by argmax.
 POEMS = (
     "日暮銅雀閣，山川上月華。",
     "紅萼競燃春苑曙，春風吹雪寒山。",
@@ -81,7 +81,7 @@ def report_task(poems: Sequence[str], batch_size: int = BATCH_SIZE, width: int =
 
 
 def rows_task(poems: Sequence[str], batch_size: int, width: int = WIDTH) -> Task:
-    """The same rows in the same parts, without their pads; training batches shuffled, of like lengths."""
+    """The same rows in the same parts, without pads; training batches are shuffled and of similar lengths."""
     vocabulary, rows, train = _rows(poems, BATCH_SIZE, width)
     lengths = (rows[1] != vocabulary.ids[PAD]).sum(axis=1)
 
@@ -101,7 +101,7 @@ def rows_task(poems: Sequence[str], batch_size: int, width: int = WIDTH) -> Task
 
 
 def _rows(poems: Sequence[str], batch_size: int, width: int) -> tuple[Vocabulary, np.ndarray, int]:
-    """(vocabulary, inputs and targets (2, poems, width), how many train)."""
+    """(vocabulary, inputs and targets (2, poems, width), number of training poems)."""
     vocabulary = Vocabulary.build(poems, marks=(END, UNKNOWN, PAD))
     rows = np.full((2, len(poems), width), vocabulary.ids[PAD], np.int32)
     for row, poem in enumerate(poems):
@@ -115,6 +115,6 @@ def _rows(poems: Sequence[str], batch_size: int, width: int) -> tuple[Vocabulary
 
 
 def _batch(rows: np.ndarray, pad: int) -> Batch:
-    """Rows (2, B, T) as one time-major batch in which every sequence has the full length."""
+    """Rows (2, B, T) as one time-major batch of full-length sequences."""
     inputs, targets = (part.T.reshape(-1) for part in rows)
     return Batch(inputs, targets, minidl.Packing([rows.shape[1]] * rows.shape[2]), targets != pad)

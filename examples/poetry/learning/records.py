@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: its checkpoint, the best model, the metrics and TensorBoard's curves."""
+"""What a run writes during training: its checkpoint, the best model, the metrics and TensorBoard's curves."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from model import PoemModel, save_model
 
 from minidl.schedules import Schedule
 
-Line = Mapping[str, float]  # of the metrics
+Line = Mapping[str, float]  # a line of the metrics
 
 
 class Run(NamedTuple):
-    """What there is to be written."""
+    """Everything that is written."""
 
     args: Namespace
     data: Data
@@ -32,20 +32,20 @@ class Run(NamedTuple):
 
 
 class NoRecords:
-    """Those of a rank that is not the first."""
+    """For ranks other than the first, which write nothing."""
 
     def checkpoint(self) -> None:
-        """Where the run stands."""
+        """Save the state of the run."""
 
     def epoch(self, line: Line, improved: bool) -> None:
-        """What an epoch came to, and the model, where that is the best so far."""
+        """Write an epoch's metrics, and the model if it is the best so far."""
 
     def end(self, line: Line) -> None:
-        """The model that `fit` has left, and its test figures."""
+        """Write the final model and its test figures."""
 
 
 class Records(NoRecords):
-    """Those of the run, in its folder."""
+    """The files in the run's folder."""
 
     def __init__(self, out: Path, run: Run, write: Callable[[Line], None], log: Callable[[Line], None]) -> None:
         self.out, self.run, self.write, self.log = out, run, write, log
@@ -56,14 +56,14 @@ class Records(NoRecords):
         run_checkpoint.save(path, model, schedule, state, as_json(args), args.typed, data.poems)
 
     def epoch(self, line: Line, improved: bool) -> None:
-        self.log(line)  # before all else: a run that goes on drops what its checkpoint does not know
-        self.checkpoint()  # so that the metrics never speak of what is not on the disk
+        self.log(line)  # first: a resumed run drops whatever its checkpoint does not know
+        self.checkpoint()  # so that the metrics never mention what is not on disk
         if improved:
             self._model()
         self.write(line)
 
     def end(self, line: Line) -> None:
-        self._model()  # once more: a kill may have kept it from the disk
+        self._model()  # again: a kill may have prevented an earlier write
         self.write(line)
         self.log(line)
 
@@ -78,7 +78,7 @@ class Records(NoRecords):
 
 @contextmanager
 def opened(out: Path, run: Run) -> Iterator[Records]:
-    """The records of `run` in the folder `out`; UsageError if it cannot be written, or holds another run."""
+    """The records of `run` in the folder `out`; UsageError if it cannot be written, or contains another run."""
     args, lines = run.args, run.state.lines
     with (
         curves_log.event_log(args.tensorboard, lines, args.resume) as log,

@@ -1,9 +1,9 @@
-"""A run's checkpoint: all that `train.py --resume` needs to go on as if nothing had happened.
+"""A run's checkpoint: everything that `train.py --resume` needs to continue as if nothing had happened.
 
-`checkpoint.safetensors` in the run's folder holds the weights, the optimizer's and the schedule's state, the best
-epoch's weights and the sums over the steps of the epoch under way as tensors; the arguments, the metrics so far, the
-generator before the epoch's shuffle, a hash of the poems, and the machine as JSON. Batches and dropout masks are
-functions of these. It is saved at the end of every epoch, every --checkpoint-every steps, and when Ctrl-C asks to stop.
+`checkpoint.safetensors` in the run's folder contains, as tensors, the weights, the state of the optimizer and the
+schedule, the best epoch's weights, and the sums over the steps of the current epoch; and as JSON the arguments, the
+metrics so far, the generator before the epoch's shuffle, a hash of the poems, and the machine. Batches and dropout
+masks are functions of these. It is saved after every epoch, every --checkpoint-every steps, and on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SUMS = ("batches", "targets", "places", "poems")
 
 
 class Checkpoint(NamedTuple):
-    """What stands in the file."""
+    """The contents of the file."""
 
     path: Path
     tensors: dict[str, np.ndarray]
@@ -43,12 +43,12 @@ class Checkpoint(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many the run has made."""
+        """The number of steps that the run has made."""
         return int(self.tensors["schedule.steps"])
 
 
 def read(folder: Path) -> Checkpoint | None:
-    """The folder's checkpoint, None where there is none; CheckpointError if it is damaged or something else."""
+    """The folder's checkpoint, or None; CheckpointError if the file is damaged or something else."""
     path = folder / CHECKPOINT
     if not path.exists():
         return None
@@ -58,22 +58,22 @@ def read(folder: Path) -> Checkpoint | None:
         isinstance(metadata.get(name), kind) for name, kind in METADATA.items()
     )
     if not whole or not all(isinstance(word, str) for word in metadata["typed"]) or steps.shape != ():
-        raise minidl.CheckpointError(f"{path}: a checkpoint, but not of a run of train.py")
+        raise minidl.CheckpointError(f"{path}: a checkpoint, but not from a run of train.py")
     return Checkpoint(path, tensors, metadata)
 
 
 def restore(checkpoint: Checkpoint, model: PoemModel, schedule: Schedule, poems: str) -> TrainingState:
-    """Take `model` and `schedule` to where the run stood; CheckpointError, and nothing changed, if they do not fit.
+    """Restore `model` and `schedule`; CheckpointError, and nothing changes, if the checkpoint does not fit.
 
-    `poems` is the hash that `hash_of` gives for the poems at hand.
+    `poems` is the hash by `hash_of` of the current poems.
     """
     path, tensors, metadata = checkpoint
     before = model.state_dict(), schedule.optimizer.state_dict(), schedule.state_dict()
     try:
         if metadata["poems"] != poems:
-            raise ValueError("it was trained on other poems than are at hand")
+            raise ValueError("it was trained on different poems")
         best = _part(tensors, "best.")
-        model.load_state_dict(best)  # as a check; they are put back at the end of the run
+        model.load_state_dict(best)  # as a check; they are restored at the end of the run
         model.load_state_dict(_part(tensors, "model."))
         schedule.optimizer.load_state_dict(_part(tensors, "optimizer."))
         schedule.load_state_dict(_part(tensors, "schedule."))
@@ -90,7 +90,7 @@ def restore(checkpoint: Checkpoint, model: PoemModel, schedule: Schedule, poems:
         model.load_state_dict(before[0])
         schedule.optimizer.load_state_dict(before[1])
         schedule.load_state_dict(before[2])
-        raise minidl.CheckpointError(f"{path}: cannot be gone on with ({' '.join(str(error).split())})") from error
+        raise minidl.CheckpointError(f"{path}: cannot be resumed ({' '.join(str(error).split())})") from error
 
 
 def save(
@@ -102,7 +102,7 @@ def save(
     typed: list[str],
     poems: str,
 ) -> None:
-    """Write where the run stands, with its `arguments` and which of them were `typed`."""
+    """Save the run's state, with its `arguments` and which of them were `typed`."""
     mean = state.running
     parts = {
         "model.": model.state_dict(),
@@ -128,7 +128,7 @@ def save(
 
 
 def machine() -> dict[str, str]:
-    """What the last bits of a result depend on, beside the program and its arguments."""
+    """What the last bits of a result depend on, apart from the program and its arguments."""
     blas = [info for info in threadpool_info() if info["user_api"] == "blas"]
     return {
         "minidl": minidl.__version__,
@@ -143,7 +143,7 @@ def machine() -> dict[str, str]:
 
 
 def changes(checkpoint: Checkpoint) -> list[str]:
-    """In words what is not as it was when the run was saved."""
+    """Descriptions of what differs from when the run was saved."""
     before, now = checkpoint.metadata["machine"], machine()
     return [
         f"{name} was {before[name]}, now {value}" for name, value in now.items() if before.get(name, value) != value
@@ -166,7 +166,7 @@ def _part(tensors: dict[str, np.ndarray], first: str) -> dict[str, np.ndarray]:
 
 @contextmanager
 def stop_asked() -> Iterator[Callable[[], bool]]:
-    """Within the block Ctrl-C only makes the function that it gives answer True; a second one interrupts at once."""
+    """Within the block, Ctrl-C only makes the yielded function return True; a second Ctrl-C interrupts immediately."""
     asked = threading.Event()
 
     def ask(signum: int, frame: object) -> None:
@@ -176,7 +176,7 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
 
     before = signal.getsignal(signal.SIGINT)
     listen = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
-    if listen:  # not where it is ignored, as in a background process
+    if listen:  # not if it is ignored, as in a background process
         signal.signal(signal.SIGINT, ask)
     try:
         yield asked.is_set

@@ -1,4 +1,4 @@
-"""What may be typed after train.py: its options, the recipes that set many of them, and what goes with what."""
+"""train.py's command line: its options, the recipes that set many of them, and which can be combined."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ DEFAULTS = {
 }
 ALL_FILES: dict[str, Any] = {
     "files": 58,
-    "max_length": 64,  # a regulated poem of eight seven-character lines
+    "max_length": 64,  # a regulated poem of eight lines of seven characters
     "min_count": 10,
     "schedule": "one-cycle",
     "tied": True,
 }
-RECIPES: dict[str, dict[str, Any]] = {  # what they change of it; patience lets the schedule come to its end
+RECIPES: dict[str, dict[str, Any]] = {  # changes to DEFAULTS; patience lets the schedule reach its end
     "default": {},
     "best": {
         **ALL_FILES,
@@ -67,10 +67,10 @@ RECIPES: dict[str, dict[str, Any]] = {  # what they change of it; patience lets 
         "dropout": 0.35,
     },
 }
-TANG = ("corpus", "files", "max_length")  # which poems of the Tang
-POEMS = ("text", "encoding", *TANG, "max_vocabulary", "min_count")  # what a prepared folder has decided
+TANG = ("corpus", "files", "max_length")  # which Tang poems
+POEMS = ("text", "encoding", *TANG, "max_vocabulary", "min_count")  # fixed by a prepared folder
 NOT_SETTINGS = ("out", "resume", "distributed", "checkpoint_every", "tensorboard", "typed", "checkpoint")
-# when a run goes on; its poems must be the same
+# when a run is resumed; its poems must be the same
 MAY_CHANGE = ("backend", "corpus", "text", "encoding", "prepared", "init_from")
 
 
@@ -80,46 +80,52 @@ def parse_arguments() -> Namespace:
     add = adder(parser)
     rates = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
     share = cli.real(lambda p: 0 <= p < 1, "from 0 to below 1")
-    add("--backend", "numpy: the processor; cupy: an NVIDIA GPU", choices=["numpy", "cupy"])
+    add("--backend", "numpy: the CPU; cupy: an NVIDIA GPU", choices=["numpy", "cupy"])
     add_poems(add)
-    add("--prepared", "train on what prepare.py wrote there, which may be larger than memory", type=Path, metavar="DIR")
-    recipe = "best replaces the defaults below by those with the lowest perplexity; large has two layers of 512"
+    add("--prepared", "train on what prepare.py wrote there; it may be larger than memory", type=Path, metavar="DIR")
+    recipe = "best: defaults with the lowest perplexity; large: two layers of 512"
     add("--recipe", recipe, choices=list(RECIPES))
-    protocols = "report: its experiment, whose settings replace the defaults below; report-rows: its poems, targets "
-    protocols += "and test part, without pads, for any settings"
+    protocols = (
+        "report: the report's experiment, whose settings replace the defaults below; report-rows: its poems, targets "
+    )
+    protocols += "and test part, without pads, with any settings"
     add("--protocol", protocols, choices=list(protocol.PROTOCOLS))
     add("--optimizer", "the update rule", choices=list(LEARNING_RATES))
     add("--lr", f"learning rate (default: {rates})", type=cli.positive)
-    add("--schedule", "one-cycle rises to --lr and falls over all epochs", choices=["constant", "one-cycle"])
+    add("--schedule", "one-cycle: one rise to --lr and one fall over all epochs", choices=["constant", "one-cycle"])
     add("--epochs", "at most this many passes over the training part", type=cli.whole(1))
-    add("--patience", "stop after so many epochs in a row without a better one", type=cli.whole(1))
+    add("--patience", "stop after this many epochs without improvement", type=cli.whole(1))
     add("--batch-size", "poems per step", type=cli.whole(1))
     add("--hidden-size", "units of the LSTM", type=cli.whole(1, 65536))
     add("--embedding-size", "size of a character's vector", type=cli.whole(1, 65536))
-    add("--layers", "LSTMs, each over the one below", type=cli.whole(1, 64))
-    add("--tied", "the embedding is the projection's weight too", action=argparse.BooleanOptionalAction)
-    add("--dropout", "share of units that a training step leaves out", type=share)
-    decay = "with adam alone: a step shrinks every weight by this share times the learning rate (AdamW)"
+    add("--layers", "number of stacked LSTMs", type=cli.whole(1, 64))
+    add("--tied", "share the embedding's weight with the projection", action=argparse.BooleanOptionalAction)
+    add("--dropout", "share of units that a training step drops", type=share)
+    decay = "only with adam: each step shrinks every weight by this share times the learning rate (AdamW)"
     add("--weight-decay", decay, type=cli.real(lambda share: share >= 0, "of at least 0"))
     add("--clip", "largest norm of the gradient", type=cli.positive)
     add("--out", "a new folder for the results (default: runs/1, runs/2, ...)", type=Path, metavar="DIR")
     add(
         "--init-from",
-        "begin with this model's weights: other settings, the same sizes and characters",
+        "start from this model's weights; sizes and characters must be the same",
         type=Path,
         metavar="FILE",
     )
-    add("--seed", "the seed of all random numbers", type=cli.whole(0))
-    add("--resume", "go on with the run in --out, or else with that under runs/ saved last", action="store_true")
-    add("--checkpoint-every", "save so often, not only after each epoch", type=cli.whole(1), metavar="STEPS")
-    add("--distributed", "one of the processes that mpiexec started, which share every batch", action="store_true")
-    add("--tensorboard", "log the curves there as well, for TensorBoard", type=Path, metavar="DIR")
+    add("--seed", "seed of all random numbers", type=cli.whole(0))
+    add("--resume", "continue the run in --out, or else the one under runs/ that was saved last", action="store_true")
+    add("--checkpoint-every", "also save after every so many steps", type=cli.whole(1), metavar="STEPS")
+    add(
+        "--distributed",
+        "this is one of the processes that mpiexec started, which share every batch",
+        action="store_true",
+    )
+    add("--tensorboard", "also log the curves there for TensorBoard", type=Path, metavar="DIR")
     args = parser.parse_args()
     if args.tensorboard:
         cli.require("tensorboardX", "tensorboard")
     args.out = args.out or (cli.newest_run() if args.resume else cli.next_run())
     args.checkpoint = run_checkpoint.read(args.out) if args.resume else None
-    if args.checkpoint is not None:  # its run's arguments come first, so that those typed now count
+    if args.checkpoint is not None:  # its arguments come first, so that those typed now override them
         parser.parse_args([*args.checkpoint.metadata["typed"], *sys.argv[1:]], args)
     check_poems(parser, args)
     exclude(parser, args, "prepared", (*POEMS, "protocol"))
@@ -132,7 +138,7 @@ def parse_arguments() -> Namespace:
 
 
 def adder(parser: cli.Parser) -> Callable[..., None]:
-    """A function that adds an option, its default in the help but not in effect: whatever is not None was typed."""
+    """A function that adds an option; defaults appear only in the help, so anything but None was typed."""
 
     def add(name: str, help: str, **how: Any) -> None:
         default = DEFAULTS.get(name[2:].replace("-", "_"))
@@ -142,38 +148,38 @@ def adder(parser: cli.Parser) -> Callable[..., None]:
 
 
 def add_poems(add: Callable[..., None]) -> None:
-    """The options that say which poems are learned, and which of their characters."""
+    """The options that choose the poems, and which of their characters are known."""
     add("--corpus", "a folder with poet.tang.N.json files; without it they are fetched", type=Path, metavar="DIR")
     add("--files", "how many of the 58 Tang files, from the first", type=cli.whole(1, 58))
-    add("--text", "learn this text instead, one poem or passage a line", type=Path, metavar="FILE")
-    name = "the encoding of --text, by Python's name for it (default: utf-8)"
+    add("--text", "train on this text instead, one poem or passage per line", type=Path, metavar="FILE")
+    name = "the encoding of --text, as Python names it (default: utf-8)"
     add("--encoding", name, type=texts.encoding, metavar="NAME")
-    add("--max-length", "leave out poems of more characters", type=cli.whole(1))
-    add("--max-vocabulary", "know only the N most frequent characters", type=cli.whole(1), metavar="N")
-    add("--min-count", "know only characters seen so often", type=cli.whole(1))
+    add("--max-length", "leave out longer poems", type=cli.whole(1))
+    add("--max-vocabulary", "keep only the N most frequent characters", type=cli.whole(1), metavar="N")
+    add("--min-count", "keep only characters seen at least this often", type=cli.whole(1))
 
 
 def check_poems(parser: cli.Parser, args: Namespace) -> None:
-    """An error if what `add_poems` added does not go together."""
+    """Error if the options of `add_poems` contradict each other."""
     exclude(parser, args, "text", TANG)
     if args.encoding is not None and args.text is None:
         parser.error("--encoding needs --text")
 
 
 def option(name: str) -> str:
-    """As it is typed."""
+    """The option as it is typed."""
     return f"--{name.replace('_', '-')}"
 
 
 def exclude(parser: cli.Parser, args: Namespace, name: str, others: Sequence[str]) -> None:
-    """An error if the option `name` was typed and one of `others` too."""
+    """Error if the option `name` was typed together with one of `others`."""
     for other in others:
         if getattr(args, name) is not None and getattr(args, other) is not None:
             parser.error(f"{option(name)} and {option(other)} exclude each other")
 
 
 def typed(args: Namespace) -> list[str]:
-    """What was typed of a run's settings, as it can be typed again."""
+    """The settings that were typed, as they could be typed again."""
     words = []
     for name, value in as_json(args).items():
         if isinstance(value, bool):
@@ -184,7 +190,7 @@ def typed(args: Namespace) -> list[str]:
 
 
 def check_the_same(parser: cli.Parser, args: Namespace, before: dict[str, Any]) -> None:
-    """An error if the settings are not those of the run that is to go on."""
+    """Error if the settings differ from those of the run to resume."""
     now = as_json(args)
     for name in now:
         if name not in MAY_CHANGE and now[name] != before.get(name):
@@ -193,7 +199,7 @@ def check_the_same(parser: cli.Parser, args: Namespace, before: dict[str, Any]) 
 
 
 def settle(parser: cli.Parser, args: Namespace) -> None:
-    """Fill in what was not given; the report's protocol fixes most of it, and contradicting it is an error."""
+    """Fill in what was not given; the report's protocol fixes most settings, and contradicting it is an error."""
     as_it_was = args.protocol == "report"
     settings: dict[str, Any] = protocol.PROTOCOLS.get(args.protocol, {})
     if args.protocol and args.text:
@@ -223,7 +229,7 @@ def settle(parser: cli.Parser, args: Namespace) -> None:
 
 
 def as_json(args: Namespace) -> dict[str, int | float | str | None]:
-    """The run's settings for its files; a path may hold bytes that are not UTF-8, JSON may not."""
+    """The run's settings for its files. A path may contain bytes that are not UTF-8, JSON must not."""
     return {
         name: value
         if value is None or isinstance(value, (int, float))

@@ -1,4 +1,4 @@
-"""What a run learns from: the Tang poems, a text, the report's rows or what prepare.py has written."""
+"""The training data of a run: the Tang poems, a text, the report's rows, or a folder from prepare.py."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from learning.ranks import SINGLE_PROCESS, SingleProcess
 
 
 class Data(NamedTuple):
-    """What a run learns from."""
+    """The training data of a run."""
 
     task: Task
-    lines: LineIndex | None  # all that its poems have; None where there may be too many, or another rank writes them
-    poems: str  # a hash of them
+    lines: LineIndex | None  # of all its poems; None if there may be too many, or another rank writes it
+    poems: str  # a hash of all poems
 
 
 def data_of(args: Namespace, group: SingleProcess) -> Data:
@@ -30,16 +30,16 @@ def data_of(args: Namespace, group: SingleProcess) -> Data:
 
 
 def default_data(args: Namespace, group: SingleProcess = SINGLE_PROCESS) -> Data:
-    """Poems without duplicates, split by their SHA-256; the vocabulary is the training part's."""
+    """Poems without duplicates, split by their SHA-256; the vocabulary comes from the training part."""
     parts = group.broadcast(lambda: read_parts(args))
-    index = LineIndex.build(poem for part in parts for poem in part) if group.first else None  # who writes it
-    gc.collect()  # the memory of the strings goes back to the system, before anything that stays settles among them
+    index = LineIndex.build(poem for part in parts for poem in part) if group.first else None  # which writes it
+    gc.collect()  # return the strings' memory to the system before long-lived data fragments it
     vocabulary = Vocabulary.build(parts[0], most=args.max_vocabulary, least=args.min_count)
     return Data(packed_task(parts, vocabulary, args.batch_size), index, run_checkpoint.hash_of(parts))
 
 
 def read_parts(args: Namespace) -> list[Joined]:
-    """The training, validation and test poems; no other string of the corpus lives on."""
+    """The training, validation and test poems; all other strings of the corpus are freed."""
     if args.text:
         found = tang.read_text(args.text, args.encoding or texts.UTF8)
         poems = list(dict.fromkeys(texts.pieces(found.poems)))
@@ -49,7 +49,7 @@ def read_parts(args: Namespace) -> list[Joined]:
     parts = tang.split(poems)
     sizes = " / ".join(f"{len(part):,}" for part in parts)
     if not all(parts):
-        raise cli.UsageError(f"too few different poems: {sizes} to train / validate / test, {found.summary}")
+        raise cli.UsageError(f"too few distinct poems: {sizes} to train / validate / test, {found.summary}")
     cli.note(f"{sizes} poems to train / validate / test, {found.summary}")
     return [Joined(part) for part in parts]
 
@@ -66,9 +66,9 @@ def report_data(args: Namespace, group: SingleProcess) -> Data:
 
 
 def prepared_data(args: Namespace, group: SingleProcess) -> Data:
-    found = prepared.load(args.prepared)  # by every rank, from its own machine
+    found = prepared.load(args.prepared)  # every rank maps its own machine's copy
     if found.digest != group.broadcast(lambda: found.digest):
-        raise tang.CorpusError(f"{args.prepared} has other poems here than at the first rank")
+        raise tang.CorpusError(f"{args.prepared} has different poems here than on the first rank")
     counts = " / ".join(f"{len(part.lengths):,}" for part in found.parts)
     cli.note(f"{counts} poems to train / validate / test, from {args.prepared}")
     return Data(found.task(args.batch_size), None, found.digest)

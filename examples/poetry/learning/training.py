@@ -1,4 +1,4 @@
-"""The training loop: steps, epochs, evaluation, and the rule that stops."""
+"""The training loop: steps, epochs, evaluation and early stopping."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ import minidl
 from minidl.optimizers import Optimizer
 from minidl.schedules import Schedule
 
-HOPELESS = 10.0  # times the loss of even guesses: nothing comes back from there
+HOPELESS = 10.0  # times the loss of uniform guessing: no run recovers from there
 
 
 @dataclass
 class RunningLoss:
-    """Nats per target, summed batch by batch (on the device, where the model is on one)."""
+    """Nats per target, summed batch by batch (on the GPU, if the model is there)."""
 
     real_nats: Any = 0.0
     pad_nats: Any = 0.0
@@ -56,7 +56,7 @@ class RunningLoss:
 
     @property
     def loss_with_pads(self) -> float:
-        """Cross-entropy in nats per place, pads included: the figure that the report gives."""
+        """Cross-entropy in nats per place, pads included, as the report counts."""
         return float(minidl.to_host(self.real_nats + self.pad_nats)) / self.places
 
 
@@ -72,7 +72,7 @@ def build_optimizer(
 
 
 class Diverged(Exception):
-    """The loss or a gradient is not finite any more, or the loss is hopeless."""
+    """The loss or a gradient is no longer finite, or the loss is hopeless."""
 
 
 @dataclass
@@ -203,15 +203,15 @@ class Trainer:
 
 
 def _check_loss(train: float, validation: float, even: float) -> None:
-    """FloatingPointError for a loss that is not finite, or HOPELESS times `even`, that of guessing evenly."""
+    """FloatingPointError for a loss that is not finite, or over HOPELESS times `even`, that of uniform guessing."""
     if not math.isfinite(train + validation):
         raise FloatingPointError("the loss is not finite")
     if train > HOPELESS * even:
-        raise FloatingPointError(f"the loss is {train:.3g} nats/char, and guessing evenly has {even:.3g}")
+        raise FloatingPointError(f"the loss is {train:.3g} nats/char, and uniform guessing has {even:.3g}")
 
 
 def _culprit(model: PoemModel) -> str:
-    """The parameter nearest to the loss whose gradient is not finite, where the trouble came from if it had a place."""
+    """The parameter nearest to the loss whose gradient is not finite, where the problem probably started."""
     for name, parameter in reversed(model.named_parameters()):
         if not np.isfinite(minidl.to_host(parameter.grad)).all():
             return f"the gradient of {name} is not finite"
@@ -219,16 +219,16 @@ def _culprit(model: PoemModel) -> str:
 
 
 def held_out_figures(model: PoemModel, task: Task, ranks: SingleProcess = SINGLE_PROCESS) -> dict[str, float]:
-    """The figures on the test part, which (but under the report's protocol) nothing else has looked at.
+    """The figures on the test part, which (except under the report's protocol) nothing else uses.
 
-    Where there are poems of more than MAX_LENGTH characters, the shorter ones, if the part has any, have figures of
-    their own, so that models with different limits can be compared.
+    If there are poems of more than MAX_LENGTH characters, the shorter ones, if any, also have their own figures, so
+    that models with different limits can be compared.
     """
     every, short, unknowns = Sums(), Sums(), 0
     for batch in ranks.shard(task.test):
         mean = evaluate(model, [batch])
         every.add(mean.nats, mean.targets, mean.poems)
-        if mean.targets <= MAX_LENGTH + 1:  # the end is a target too
+        if mean.targets <= MAX_LENGTH + 1:  # the end mark is a target too
             short.add(mean.nats, mean.targets, mean.poems)
         unknowns += int((batch.targets == task.vocabulary.ids[UNKNOWN]).sum())
     every, short = (Sums(*ranks.all_reduce(list(vars(sums).values()))) for sums in (every, short))
