@@ -4,7 +4,7 @@ python examples/poetry/train.py                     the default recipe, on the r
 python examples/poetry/train.py --recipe best       the recipe with the lowest perplexity, on all 58 files
 python examples/poetry/train.py --protocol report   the report's own experiment
 python examples/poetry/train.py --protocol report-rows --recipe best    its poems and test part, with better settings
-python examples/poetry/train.py --text FILE         your own poems or prose, one a line
+python examples/poetry/train.py --text FILE         your own poems or prose, one per line
 python examples/poetry/train.py --prepared DIR      a corpus from prepare.py, which may be larger than memory
 python examples/poetry/train.py --resume            continue the run that was saved last
 mpiexec -n 2 python examples/poetry/train.py --distributed      with two processes, which share every batch
@@ -63,7 +63,7 @@ def kept(out: Path) -> str:
     checkpoint = run_checkpoint.read(out)
     if checkpoint is None:
         return "nothing was saved yet"
-    return f"step {checkpoint.steps} is saved in {out}, use --resume --out {out} to continue"
+    return f"step {checkpoint.steps} is saved in {out}, use --resume --out {out} to resume"
 
 
 def train(args: Namespace, out: Path, group: SingleProcess) -> int:
@@ -108,12 +108,12 @@ def take_weights(path: Path, model: PoemModel, vocabulary: Vocabulary) -> None:
     """Load the model's weights from a file; UsageError if its characters or sizes differ."""
     other, known, _ = load_model(path)
     if known.tokens != vocabulary.tokens:
-        here = f"{len(known):,} characters and marks, these poems {len(vocabulary):,}"
-        raise cli.UsageError(f"--init-from {path} knows other characters than these poems have: {here}")
+        here = f"{len(known):,} characters and marks, these poems have {len(vocabulary):,}"
+        raise cli.UsageError(f"--init-from {path} has a different vocabulary: {here}")
     theirs, ours = ({**settings, "dropout": None} for settings in (other.settings, model.settings))
     if theirs != ours:
         differ = ", ".join(f"{name} {theirs[name]}, here {ours[name]}" for name in ours if ours[name] != theirs[name])
-        raise cli.UsageError(f"--init-from {path} has other sizes: {differ}")
+        raise cli.UsageError(f"--init-from {path} has different sizes: {differ}")
     model.load_state_dict(other.state_dict())
 
 
@@ -154,7 +154,7 @@ def last_line(
     known = f"vocabulary {last['vocabulary_size']:,}, {last['unknown_rate']:.2%} unknown"
     cli.note(f"test {figures_text(last, 'test')}; {known}")
     if "short_test_loss" in last:
-        cli.note(f"of its poems of at most {MAX_LENGTH} characters {figures_text(last, 'short_test')}")
+        cli.note(f"its poems of at most {MAX_LENGTH} characters: {figures_text(last, 'short_test')}")
     if args.protocol:
         best = min(lines, key=lambda line: line.get("report_cross_entropy", line["validation_loss"]))
         return {**best, **last, "selected_on_test": True}

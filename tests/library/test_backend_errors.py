@@ -233,7 +233,9 @@ def test_a_folder_for_compiled_kernels_that_cannot_be_made(
     source = f"import os; os.makedirs({str(tmp_path / 'home' / '.cupy')!r})"
     (tmp_path / "cupy.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(minidl.BackendError, match=r"cannot be imported.*CUPY_CACHE_DIR must name a writable folder") as caught:
+    with pytest.raises(
+        minidl.BackendError, match=r"cannot be imported.*CUPY_CACHE_DIR must name a writable folder"
+    ) as caught:
         backend.get("cupy")
     assert "pip" not in str(caught.value)
 

@@ -159,7 +159,7 @@ class BrokenLSTM(minidl.LSTM):
         ("dc0 not left", ["2 gradients for 3", "state 1"]),
         ("dstate not left", ["1 gradients for 3", "state 0, state 1"]),
         ("dstate left from before", ["state 0"]),
-        ("dstate summed up", ["another result"]),
+        ("dstate summed up", ["different result"]),
         ("dstate written to", ["changed dy"]),
         ("dx beside dstate", ["5 gradients for 3"]),
     ],

@@ -143,11 +143,11 @@ FROM: dict[str, tuple[dict[Any, Any], tuple[str, ...]]] = {
     "other units": (torch_arrays(weight_ih=np.ones((4, 3))), ("weight_ih_l0", "(8, I)", "(4, 3)")),
     "a 1-D weight_ih": (torch_arrays(weight_ih=np.ones(8)), ("weight_ih_l0", "(8,)")),
     "a short bias": (torch_arrays(bias_hh=np.ones(7)), ("bias_hh_l0", "(8,)", "(7,)")),
-    "no weight_hh": (torch_arrays(weight_hh=None), ("weight_ih_l0", "without 'weight_hh_l0'")),
-    "no weight_ih": (torch_arrays("a.", weight_ih=None), ("a.weight_hh_l0", "without 'a.weight_ih_l0'")),
-    "a bias alone": ({"bias_ih_l0": np.ones(8)}, ("bias_ih_l0", "without 'weight_ih_l0'")),
-    "one bias": (torch_arrays(bias_hh=None), ("without 'bias_hh_l0'",)),
-    "the other bias": (torch_arrays(bias_ih=None), ("without 'bias_ih_l0'",)),
+    "no weight_hh": (torch_arrays(weight_hh=None), ("weight_ih_l0", "'weight_hh_l0' is missing")),
+    "no weight_ih": (torch_arrays("a.", weight_ih=None), ("a.weight_hh_l0", "'a.weight_ih_l0' is missing")),
+    "a bias alone": ({"bias_ih_l0": np.ones(8)}, ("bias_ih_l0", "'weight_ih_l0' is missing")),
+    "one bias": (torch_arrays(bias_hh=None), ("'bias_hh_l0' is missing",)),
+    "the other bias": (torch_arrays(bias_ih=None), ("'bias_ih_l0' is missing",)),
     "a layer left out": (torch_arrays("a.") | torch_arrays("a.", 2, inputs=2), ("'a.'", "a layer 2", "no layer 1")),
     "no first layer": (torch_arrays(layer=1), ("a layer 1", "no layer 0")),
     "a sum too large": (
@@ -169,8 +169,8 @@ FROM: dict[str, tuple[dict[Any, Any], tuple[str, ...]]] = {
     "a key that is no name": ({3: WIDE}, ("names", "3")),
 }
 TO: dict[str, tuple[dict[Any, Any], tuple[str, ...]]] = {
-    "no bias": ({k: v for k, v in lstm_arrays("a.").items() if k != "a.bias"}, ("a.weight_ih", "without 'a.bias'")),
-    "no weight_ih": ({"a.weight_hh": np.ones((8, 2))}, ("a.weight_hh", "without 'a.weight_ih'")),
+    "no bias": ({k: v for k, v in lstm_arrays("a.").items() if k != "a.bias"}, ("a.weight_ih", "'a.bias' is missing")),
+    "no weight_ih": ({"a.weight_hh": np.ones((8, 2))}, ("a.weight_hh", "'a.weight_ih' is missing")),
     "PyTorch's already": (torch_arrays("a."), ("a.weight_ih_l0", "PyTorch's name")),
     "another weight_ih": ({**lstm_arrays(), "weight_ih": WIDE}, ("weight_ih", "(8, I)", "(6, 2)")),
     "integers": ({"steps": np.array(3)}, ("steps", "int64")),

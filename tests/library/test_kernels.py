@@ -131,7 +131,7 @@ def test_work_on_another_gpu_than_the_current_one_is_refused(cupy: Any) -> None:
     x, grad = cupy.ones((2, 3), "float32"), cupy.ones(3, "float32")
     cupy.cuda.runtime.getDevice = lambda: 1
     cupy.calls.clear()
-    words = "an array of GPU 0 while GPU 1 is current", "`with cupy.cuda.Device(0):`"
+    words = "an array on GPU 0 while GPU 1 is current", "`with cupy.cuda.Device(0):`"
     with refuses(ValueError, "the product", *words):
         layer.forward(x, minidl.Packing([2]))
     with refuses(ValueError, "sum_squares", *words):

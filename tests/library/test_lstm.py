@@ -346,11 +346,11 @@ def test_the_cache_does_not_change_with_the_callers_list_of_sizes() -> None:
 @pytest.mark.parametrize(
     ("sizes", "error", "words"),
     [
-        ([3, 4, 3, 1, 1], ValueError, ["not rise", "3 then 4", "step 1"]),
+        ([3, 4, 3, 1, 1], ValueError, ["not increase", "3 then 4", "step 1"]),
         ([4, 3, 3, 1], ValueError, ["12 rows", "11"]),
         ([4, 3, 3, 1, 1, 1], ValueError, ["12 rows", "13"]),
         ([4, 4, 4, 0], ValueError, ["at least 1", "0"]),
-        ([4, 0, 8], ValueError, ["not rise"]),
+        ([4, 0, 8], ValueError, ["not increase"]),
         ([13, -1], ValueError, ["at least 1", "-1"]),
         ([], ValueError, ["empty"]),
         ([4.0, 3.0, 3.0, 1.0, 1.0], TypeError, ["ints", "4.0"]),

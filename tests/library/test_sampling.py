@@ -209,7 +209,7 @@ ROW = np.zeros((1, 5))
         (ROW[:0], {}, ValueError, ["logits", "(0, 5)"]),
         (np.zeros((1, 0)), {}, ValueError, ["logits", "(1, 0)"]),
         (ROW.astype(int), {}, TypeError, ["logits", "float", "int64"]),
-        (np.full((2, 3), -np.inf), {}, ValueError, ["logits", "no finite"]),
+        (np.full((2, 3), -np.inf), {}, ValueError, ["logits", "without a finite"]),
         (np.array([[0.0, np.nan]]), {}, ValueError, ["logits", "NaN"]),
         (np.array([[0.0, np.inf]]), {}, ValueError, ["logits", "+inf"]),
         (np.array([[0.0, 1.0], [-np.inf, np.nan]]), {}, ValueError, ["logits", "NaN"]),

@@ -265,10 +265,10 @@ TEXTS = {
     "blank": (b"\n  \n\t\n", "no usable line"),
     "latin": ("très\n".encode("latin-1"), "not UTF-8"),
     "utf-16": ("甲乙\n".encode("utf-16"), "not UTF-8"),
-    "few": ("甲乙\n丙丁\n".encode(), "too few different poems: 1 / 0 / 1"),
+    "few": ("甲乙\n丙丁\n".encode(), "too few distinct poems: 1 / 0 / 1"),
     "the same": (
         "甲乙丙丁\n".encode() * 500,
-        "too few different poems: 1 / 0 / 0 to train / validate / test, of 500 read",
+        "too few distinct poems: 1 / 0 / 0 to train / validate / test, of 500 read",
     ),
 }
 

@@ -31,7 +31,7 @@ def test_a_run_of_an_earlier_version_goes_on_to_the_same_end(tmp_path: Path, mon
     checkpoint = run_checkpoint.read(tmp_path / "run")
     assert checkpoint is not None and checkpoint.steps == 9
     outcome = run_program("train", "--resume", "--out", "run")
-    assert outcome.code == 0 and "goes on from step 9, after 1 whole epochs" in outcome.err, outcome
+    assert outcome.code == 0 and "resuming from step 9, after 1 complete epochs" in outcome.err, outcome
 
     expected, facts = minidl.load(EARLIER / "model.safetensors")
     found, ours = minidl.load(tmp_path / "run" / "model.safetensors")

@@ -134,7 +134,7 @@ def test_no_copy_without_the_corpus_or_with_a_damaged_index(tmp_path: Path) -> N
     save_model(tmp_path / "m.safetensors", verse_model(), VERSES, **facts)
     assert "gone.txt" in generate("--no-copy").err.splitlines()[-1] and generate("--no-copy").code == 2
     (tmp_path / FILE).write_bytes(b"damaged")
-    refused(generate("--no-copy"), FILE, "no index of lines", "delete it")
+    refused(generate("--no-copy"), FILE, "not an index of lines", "delete it")
     assert generate("--seed", 0).code == 0, "without --no-copy it is not needed"
 
 

@@ -153,9 +153,9 @@ def test_what_is_no_model_is_told_in_one_line(model: Path, tmp_path: Path) -> No
     refused(run_program("generate", "--model", "none.safetensors"), "none.safetensors", "cannot be read")
     refused(run_program("generate", "--model", tmp_path), str(tmp_path))
     model.write_text("甲乙丙丁", encoding="utf-8")
-    refused(generate(), "m.safetensors", "no safetensors file")
+    refused(generate(), "m.safetensors", "not a safetensors file")
     model.write_bytes(b"")
-    refused(generate(), "m.safetensors", "no safetensors file")
+    refused(generate(), "m.safetensors", "not a safetensors file")
     for cut in (9, len(data) // 2, len(data) - 1):
         model.write_bytes(data[:cut])
         refused(generate(), "m.safetensors", "damaged")
@@ -164,7 +164,7 @@ def test_what_is_no_model_is_told_in_one_line(model: Path, tmp_path: Path) -> No
     model.write_bytes(flipped)
     refused(generate(), "m.safetensors", "damaged")
     minidl.save(model, minidl.Linear(2, 2, rng=0).state_dict(), {"kind": "something else"})
-    refused(generate(), "m.safetensors", "not of a poem model")
+    refused(generate(), "m.safetensors", "not a poem model")
 
 
 # In processes of their own

@@ -67,9 +67,9 @@ def test_it_learns_on(first: Path, corpus_folder: Path) -> None:
     [
         (("--hidden-size", 9), ("first/model.safetensors", "hidden_size 8, here 9")),
         (("--layers", 2, "--hidden-size", 9), ("hidden_size 8, here 9", "layers 1, here 2")),
-        (("--min-count", 10**6), ("first/model.safetensors", "knows other characters", "14", "3")),
+        (("--min-count", 10**6), ("first/model.safetensors", "has a different vocabulary", "14", "3")),
         (("--init-from", "nowhere"), ("nowhere", "cannot be read")),
-        (("--init-from", "first/checkpoint.safetensors"), ("not of a poem model",)),
+        (("--init-from", "first/checkpoint.safetensors"), ("not a poem model",)),
     ],
 )
 def test_what_does_not_fit_is_refused(

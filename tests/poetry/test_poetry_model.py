@@ -254,7 +254,7 @@ def test_a_checkpoint_of_something_else_is_a_checkpoint_error(saved: Path, chang
     tensors, metadata = minidl.load(saved)
     CHANGES[change](tensors, metadata)
     minidl.save(saved, tensors, metadata)
-    with pytest.raises(minidl.CheckpointError, match="not of a poem model") as caught:
+    with pytest.raises(minidl.CheckpointError, match="not a poem model") as caught:
         load_model(saved)
     assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -262,10 +262,10 @@ def test_a_checkpoint_of_something_else_is_a_checkpoint_error(saved: Path, chang
 def test_another_programs_checkpoint_and_no_checkpoint_are_checkpoint_errors(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     minidl.save(path, minidl.Linear(2, 3, rng=0).state_dict(), {"kind": "something else"})
-    with pytest.raises(minidl.CheckpointError, match="not of a poem model"):
+    with pytest.raises(minidl.CheckpointError, match="not a poem model"):
         load_model(path)
     path.write_text("甲乙丙丁", encoding="utf-8")
-    with pytest.raises(minidl.CheckpointError, match="no safetensors file"):
+    with pytest.raises(minidl.CheckpointError, match="not a safetensors file"):
         load_model(path)
     with pytest.raises(minidl.CheckpointError, match="cannot be read"):
         load_model(tmp_path / "missing")

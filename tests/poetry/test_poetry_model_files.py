@@ -39,7 +39,7 @@ def test_a_poem_model_whose_settings_are_not_its_weights_is_refused(tmp_path: Pa
     tensors, metadata = minidl.load(path)
     metadata["settings"][name] = value
     minidl.save(path, tensors, metadata)
-    with fails(path, "not of a poem model"):
+    with fails(path, "not a poem model"):
         load_model(path)
 
 
@@ -63,7 +63,7 @@ def test_a_poem_model_with_another_vocabulary_is_refused(tmp_path: Path, tokens:
     save_model(path, small_model(), VOCABULARY)
     tensors, metadata = minidl.load(path)
     minidl.save(path, tensors, metadata | {"tokens": tokens})
-    with fails(path, "not of a poem model"):
+    with fails(path, "not a poem model"):
         load_model(path)
 
 
@@ -72,7 +72,7 @@ def test_weights_that_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
     tensors, metadata = minidl.load(tmp_path / "m")
     tensors["head.bias"] = np.full(len(VOCABULARY), 1e300)
     minidl.save(tmp_path / "m", tensors, metadata)
-    with fails(tmp_path / "m", "not of a poem model", "head.bias", "float32"):
+    with fails(tmp_path / "m", "not a poem model", "head.bias", "float32"):
         load_model(tmp_path / "m")
 
 

@@ -163,7 +163,7 @@ def test_out_is_never_written_over(text: Path, here: Path) -> None:
     (here / "file").write_bytes(b"x")
     (here / "folder").mkdir()
     for out in ("file", "folder", "."):
-        refused(run("--text", text, "--out", out), f"--out {out} is there already")
+        refused(run("--text", text, "--out", out), f"--out {out} already exists")
     refused(run("--text", text, "--out", "file/deeper"), "--out")
     refused(run("--text", text, "--out", "a" * 300), "a" * 300)
     assert tree(here) == ["file", "folder", "text"]
@@ -200,7 +200,7 @@ def test_out_that_is_a_link_to_nothing_is_refused_before_any_work(text: Path, he
         (here / "link").symlink_to("nowhere")
     except OSError:
         pytest.skip("this system makes no links")
-    refused(run("--text", text, "--out", "link"), "--out link is there already")
+    refused(run("--text", text, "--out", "link"), "--out link already exists")
     assert tree(here) == ["link", "text"]
 
 
@@ -212,7 +212,7 @@ def test_a_text_that_changes_while_it_is_read(text: Path, here: Path, monkeypatc
         return lines(path, encoding)
 
     monkeypatch.setattr(texts, "text_lines", changing)
-    one_error(run("--text", text, "--out", "big"), "the text was changed while it was read")
+    one_error(run("--text", text, "--out", "big"), "the text changed while it was read")
     assert tree(here) == ["text"]
 
 

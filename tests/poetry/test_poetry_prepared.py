@@ -200,7 +200,7 @@ def test_other_poems_are_not_resumed() -> None:
         run_program("train", "--prepared", "big", *OPTIONS, "--out", "cut", "--checkpoint-every", 1)
     prepared_folder(poems_of_lengths(601), "other")
     outcome = run_program("train", "--prepared", "other", "--resume", "--out", "cut")
-    assert outcome.code == 2 and "it was trained on other poems than are at hand" in outcome.err
+    assert outcome.code == 2 and "it was trained on different poems" in outcome.err
 
 
 def test_its_model_knows_no_lines_and_says_so() -> None:

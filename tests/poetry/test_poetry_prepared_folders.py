@@ -125,7 +125,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a poem without its end": (without_an_end, "do not begin and end"),
     "lengths that wrap around": (huge_lengths, "the lengths ask for"),
     "no poems": (no_poems, "train.ids.npy"),
-    "tokens as an object": (facts_with(tokens=dict.fromkeys(["<begin>", "<end>", "<unknown>"], 1)), "no list but dict"),
+    "tokens as an object": (facts_with(tokens=dict.fromkeys(["<begin>", "<end>", "<unknown>"], 1)), "must be a list, got dict"),
     "a zip file": (zipped, "train.ids.npy"),
     "more ids than there are numbers for": (content("train.ids.npy", npy(f"({10**30},)")), "train.ids.npy"),
     "a head that breaks off": (content("train.ids.npy", npy("(3,")), "train.ids.npy"),

@@ -188,7 +188,7 @@ def test_other_mapped_files_at_another_rank_are_refused(
     assert run_program("prepare", "--text", "other", "--out", "astray/big").code == 0
     outcome = distributed(2, tmp_path, "--prepared", "big", *options(text)[2:], what="astray", rank=1)
     (line,) = own_lines(outcome)
-    assert outcome.code == 2 and line == "rank 1: train.py: error: big has other poems here than at the first rank"
+    assert outcome.code == 2 and line == "rank 1: train.py: error: big has different poems here than on the first rank"
 
 
 # Going on
@@ -208,7 +208,7 @@ def test_a_run_goes_on_with_any_number_of_ranks(alone: Any, text: Path, tmp_path
         checkpoint = (cut / "run" / "checkpoint.safetensors").read_bytes()
         (again / "run" / "checkpoint.safetensors").write_bytes(checkpoint)
         outcome = distributed(size, again, "--resume", "--out", "run")
-        assert outcome.code == 0 and "goes on from step 12, after 1 whole epochs" in outcome.err
+        assert outcome.code == 0 and "resuming from step 12, after 1 complete epochs" in outcome.err
         assert (f"ranks was 2, now {size}: the figures may differ" in outcome.err) is (size != 2)
         assert (apart(weights(whole), weights(again)) == 0) is (size == 2)
         assert apart(weights(whole), weights(again)) < 1e-3

@@ -203,7 +203,7 @@ def test_memory_that_runs_out_loses_nothing(
 ) -> None:
     monkeypatch.setattr(place, name, full)
     outcome = report("--epochs", 1, "--out", "a")
-    reason = f"out of memory (Out of memory allocating 512 bytes); end what else uses it; {kept}"
+    reason = f"out of memory (Out of memory allocating 512 bytes); stop other programs that use it; {kept}"
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.splitlines()[-1] == f"report.py: error: {reason}" and "Traceback" not in outcome.err
     assert (tmp_path / "a" / "adam.safetensors").exists() == (tmp_path / "a").exists() == (kept[0] == "w")

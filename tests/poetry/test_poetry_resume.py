@@ -84,7 +84,7 @@ def test_a_run_killed_twice_in_the_middle_of_epochs_ends_as_the_whole_one(
     with killed_after(STEPS - 1):  # in the third
         train("--resume", "--out", "cut", "--checkpoint-every", 2)
     outcome = train("--resume", "--out", "cut")
-    assert outcome.code == 0 and f"goes on from step {2 * STEPS + 2}, after 2 whole epochs" in outcome.err
+    assert outcome.code == 0 and f"resuming from step {2 * STEPS + 2}, after 2 complete epochs" in outcome.err
     assert results("cut") == results("whole")
 
 
@@ -93,7 +93,7 @@ def test_without_checkpoints_in_between_it_goes_on_at_the_epochs_beginning(corpu
     train(*command(corpus_folder, "--out", "whole"))
     with killed_after(STEPS + 4):
         train(*command(corpus_folder, "--out", "cut"))
-    assert f"goes on from step {STEPS}, after 1 whole epochs" in train("--resume", "--out", "cut").err
+    assert f"resuming from step {STEPS}, after 1 complete epochs" in train("--resume", "--out", "cut").err
     assert results("cut") == results("whole")
 
 
@@ -142,7 +142,7 @@ def test_a_kill_before_the_model_or_the_metrics_are_written_loses_nothing(
 
 
 def test_patience_and_the_best_epoch_travel() -> None:
-    """The losses of epochs 1 to 5 are given; the run is interrupted after each epoch, and still stops where it would have."""
+    """Given losses of epochs 1 to 5: a run that is interrupted after each epoch stops where it would have."""
     poems = pseudo_poems(8)
     task = packed_task([poems, poems, poems], VOCABULARY, 8)
 
@@ -205,7 +205,7 @@ def test_a_folder_that_holds_a_run_is_refused_without_resume(corpus_folder: Path
     with killed_after(STEPS + 1):
         train(*command(corpus_folder, "--out", "a"))
     before = {path: path.read_bytes() for path in Path("a").iterdir()}
-    refused(train(*command(corpus_folder, "--out", "a")), "--out a already holds a run", "--resume goes on with it")
+    refused(train(*command(corpus_folder, "--out", "a")), "--out a already holds a run", "--resume continues it")
     assert {path: path.read_bytes() for path in Path("a").iterdir()} == before
 
 
@@ -213,7 +213,7 @@ def test_a_run_stopped_in_its_first_epoch_is_no_free_folder(corpus_folder: Path)
     with killed_after(4):
         train(*command(corpus_folder, "--checkpoint-every", 2))
     assert tree(Path("runs/1")) == ["checkpoint.safetensors"]
-    refused(train(*command(corpus_folder, "--out", "runs/1")), "--resume goes on with it")
+    refused(train(*command(corpus_folder, "--out", "runs/1")), "--resume continues it")
     assert train(*command(corpus_folder)).code == 0 and Path("runs/2/poems.txt").exists()
 
 
@@ -260,9 +260,7 @@ def test_other_poems_are_refused_and_the_same_ones_elsewhere_taken(
 ) -> None:
     other = write_corpus(here / "other", pseudo_poems(300, seed=1))
     outcome = train("--resume", "--out", stopped, "--corpus", other)
-    assert (
-        outcome.code == 2 and "checkpoint.safetensors: cannot be gone on with (it was trained on other" in outcome.err
-    )
+    assert outcome.code == 2 and "checkpoint.safetensors: cannot be resumed (it was trained on different" in outcome.err
     shutil.copytree(corpus_folder, here / "copy")
     assert train("--resume", "--out", stopped, "--corpus", here / "copy").code == 0
 
@@ -291,10 +289,10 @@ def test_a_damaged_checkpoint_is_an_error_and_stays(stopped: Path) -> None:
 def test_another_checkpoint_is_refused(stopped: Path) -> None:
     tensors, facts = minidl.load(stopped / "checkpoint.safetensors")
     shutil.copy(stopped / "model.safetensors", stopped / "checkpoint.safetensors")
-    refused(train("--resume", "--out", stopped), "not of a run of train.py")
+    refused(train("--resume", "--out", stopped), "not from a run of train.py")
     for wrong in ({"typed": 7}, {"typed": [7]}, {"arguments": []}, {"lines": None}, {"machine": "mine"}):
         minidl.save(stopped / "checkpoint.safetensors", tensors, facts | wrong)
-        refused(train("--resume", "--out", stopped), "not of a run of train.py")
+        refused(train("--resume", "--out", stopped), "not from a run of train.py")
 
 
 @pytest.mark.parametrize(
@@ -320,7 +318,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_model_and_optimizer_untouched(sto
     schedule = minidl.Constant(build_optimizer("adam", model.parameters(), 0.01))
     fault(tensors, facts)
     before = weights(model)
-    with pytest.raises(minidl.CheckpointError, match=r"a.checkpoint.safetensors: cannot be gone on with \(.+\)") as e:
+    with pytest.raises(minidl.CheckpointError, match=r"a.checkpoint.safetensors: cannot be resumed \(.+\)") as e:
         run_checkpoint.restore(run_checkpoint.Checkpoint(path, tensors, facts), model, schedule, facts["poems"])
     assert len(str(e.value).splitlines()) == 1
     assert weights(model) == before and schedule.optimizer.steps == schedule.steps == 0 and schedule.lr == 0.01
@@ -393,7 +391,7 @@ def test_ctrl_c_saves_at_the_step_under_way(corpus_folder: Path) -> None:
         assert run.returncode == 130
     checkpoint = run_checkpoint.read(Path("cut"))
     assert checkpoint is not None and checkpoint.steps >= 2 * STEPS
-    said = f"interrupted; step {checkpoint.steps} is saved in cut, and --resume --out cut goes on from there\n"
+    said = f"interrupted; step {checkpoint.steps} is saved in cut, use --resume --out cut to resume\n"
     assert err.endswith(said) and "Traceback" not in err
     assert train("--resume", "--out", "cut").code == 0
     assert results("cut") == results("whole")

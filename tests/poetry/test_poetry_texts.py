@@ -190,7 +190,7 @@ def test_a_run_and_its_resumption_read_the_encoding_and_copies_are_known(here: P
     assert one.code == other.code == 0, other.err
     assert results("one")[0] == results("other")[0] and one.out == other.out
     again = run_program("train", "--resume", "--out", "other")
-    assert again.code == 0 and "goes on from step" in again.err
+    assert again.code == 0 and "resuming from step" in again.err
     (here / "other" / "lines.npy").unlink()
     model = here / "other" / "model.safetensors"
     outcome = run_program("generate", "--model", model, "--no-copy", "--seed", 1)

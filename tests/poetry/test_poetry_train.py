@@ -196,7 +196,7 @@ def test_a_run_that_another_program_begins_at_the_same_moment_is_not_written_ove
 
     monkeypatch.setattr(tang, "load", slowly)
     outcome = train(corpus_folder, "--out", "a")
-    assert outcome.code == 2 and "has just begun" in outcome.err
+    assert outcome.code == 2 and "has just started" in outcome.err
     assert (here / "a" / "metrics.jsonl").read_text(encoding="utf-8") == "another's"
     assert tree(here / "a") == ["metrics.jsonl"]
 
@@ -568,7 +568,7 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_best_model_is_there(
     assert "Traceback" not in text
     checkpoint = run_checkpoint.read(here / "a")
     assert checkpoint is not None
-    assert notes[-1] == f"interrupted; step {checkpoint.steps} is saved in a, and --resume --out a goes on from there"
+    assert notes[-1] == f"interrupted; step {checkpoint.steps} is saved in a, use --resume --out a to resume"
     assert text.endswith("\n") and text.count("interrupted") == 1
     assert all(" nats/char (perplexity " in note for note in notes[:-1]), notes
     lines = jsonl(here / "a" / "metrics.jsonl")
@@ -587,7 +587,7 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_best_model_is_there(
         (
             RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
             2,
-            "step 18 is saved in a, and --resume --out a goes on from there",
+            "step 18 is saved in a, use --resume --out a to resume",
         ),
     ],
 )
@@ -638,7 +638,7 @@ def test_a_text_in_another_script_gets_poems_too(here: Path) -> None:
 def test_pieces_of_a_long_line_count_once(here: Path) -> None:
     (here / "same.txt").write_text("月" * 100_000, encoding="utf-8")
     outcome = run_program("train", "--text", "same.txt", "--out", "a")
-    assert outcome.code == 2 and "too few different poems: 1 / 0 / 0" in outcome.err
+    assert outcome.code == 2 and "too few distinct poems: 1 / 0 / 0" in outcome.err
 
 
 def test_the_pictures_are_there_though_nobody_reads_the_poems(corpus_folder: Path, here: Path) -> None:

@@ -22,7 +22,7 @@ OURS = re.compile(r"\.[0-9a-f]{32}\.tmpdir")  # the name that `new_folder` uses 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically; after a disk error or Ctrl-C nothing has changed."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # beside it: a file cannot be renamed onto another disk
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # same folder: a rename cannot cross disks
     try:
         with temporary.open("xb") as file:
             file.write(content)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from common import extras  # noqa: F401 (first: it tells of a missing package in one line)
+from common import extras  # noqa: F401 (first: it reports missing packages in one line)
 from common.atomic_files import write_text
 
 import minidl
@@ -43,7 +43,7 @@ def require(package: str, extra: str) -> None:
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except those that say nothing."""
+    """Shows the default of every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         none = action.default is None or action.default is False or action.default == ""
@@ -51,7 +51,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows every default in --help, and reports a wrong argument in one line."""
+    """Shows defaults in --help, and reports an invalid argument in one line."""
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
@@ -183,8 +183,8 @@ def metrics_file(
 ) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """A function that appends a JSON object as a line to the folder's metrics, flushed immediately.
 
-    The file marks the folder as taken, and is removed again if nothing was written. With the `lines` of a resumed run,
-    they replace whatever was in the file.
+    The file marks the folder as taken, and is removed again if nothing was written. The `lines` of a resumed run
+    replace whatever was in the file.
     """
     if lines is not None:
         write_text(folder / METRICS, "".join(f"{json.dumps(line)}\n" for line in lines))
@@ -221,7 +221,7 @@ def leave(code: int, message: str = "") -> NoReturn:
 def stream_options() -> dict[str, str]:
     """Options for the streams: UTF-8, or the encoding that PYTHONIOENCODING names.
 
-    A character that it lacks becomes ?, or what the variable says, but never an error, which could lose a poem.
+    A character that it lacks becomes ?, or what the variable specifies; it never raises, which could lose a poem.
     """
     wanted = "" if sys.flags.ignore_environment else os.environ.get("PYTHONIOENCODING", "")
     encoding, _, errors = wanted.partition(":")
@@ -249,7 +249,7 @@ def run(
     try:
         try:
             code = main() or 0
-        except SystemExit as ended:  # from --help, whose text must still be flushed, or a wrong argument
+        except SystemExit as ended:  # from --help, whose text must still be flushed, or an invalid argument
             code = int(ended.code or 0)
         sys.stdout.flush()
     except KeyboardInterrupt:

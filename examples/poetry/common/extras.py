@@ -1,4 +1,4 @@
-"""Imported before any package that may be missing: says in one line which are missing, and how to install them."""
+"""Imported before any package that may be missing: reports in one line which are, and how to install them."""
 
 import importlib.util
 import sys

@@ -52,7 +52,7 @@ def event_log(
 
 
 class _Log:
-    """An event file, created with the first line and flushed with every line, unlike SummaryWriter's."""
+    """An event file, created with the first line and flushed with every line; SummaryWriter's thread lags."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.folder, self.steps = folder, steps

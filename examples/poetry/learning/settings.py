@@ -94,7 +94,7 @@ def parse_arguments() -> Namespace:
     add("--lr", f"learning rate (default: {rates})", type=cli.positive)
     add("--schedule", "one-cycle: one rise to --lr and one fall over all epochs", choices=["constant", "one-cycle"])
     add("--epochs", "at most this many passes over the training part", type=cli.whole(1))
-    add("--patience", "stop after this many epochs without improvement", type=cli.whole(1))
+    add("--patience", "stop after this many epochs in a row without improvement", type=cli.whole(1))
     add("--batch-size", "poems per step", type=cli.whole(1))
     add("--hidden-size", "units of the LSTM", type=cli.whole(1, 65536))
     add("--embedding-size", "size of a character's vector", type=cli.whole(1, 65536))
