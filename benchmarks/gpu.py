@@ -1,4 +1,4 @@
-"""How fast does minidl train on a GPU, and where does the time go? Needs a GPU, and has never run on one.
+"""How fast does minidl train on a GPU, and where does the time go? Needs a GPU.
 
     python benchmarks/gpu.py                                the report's model in batches of 64 to 1024
     python benchmarks/gpu.py --batches 256,4096 --json

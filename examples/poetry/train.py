@@ -39,33 +39,6 @@ import minidl
 from minidl.schedules import Schedule
 
 
-def main() -> int:
-    group = ranks.start() if "--distributed" in sys.argv[1:] else ranks.SINGLE_PROCESS
-    args = parse_arguments()
-    args = group.broadcast(lambda: args)
-    minidl.backend.get(args.backend)
-    if args.backend == "cupy":
-        group.choose_gpu()
-    remedy = "stop other programs that use it" if args.protocol == "report" else "a smaller --batch-size needs less"
-    with cli.results_folder(args.out, args.resume) if group.first else nullcontext(args.out) as out:
-        try:
-            with cli.memory_advice(remedy, lambda: kept(out)):
-                return train(args, out, group)
-        except Diverged as error:
-            raise Diverged(f"{error}; {kept(out)}") from error
-        except KeyboardInterrupt:
-            cli.note(f"interrupted; {kept(out)}")
-            return 130
-
-
-def kept(out: Path) -> str:
-    """What is left of a run that ends early."""
-    checkpoint = run_checkpoint.read(out)
-    if checkpoint is None:
-        return "nothing was saved yet"
-    return f"step {checkpoint.steps} is saved in {out}, use --resume --out {out} to resume"
-
-
 def train(args: Namespace, out: Path, group: SingleProcess) -> int:
     data = data_of(args, group)
     task = data.task
@@ -181,6 +154,33 @@ def draw_and_write(args: Namespace, task: Task, model: PoemModel, lines: list[di
     write_text(args.out / "poems.txt", text + "\n")
     figures.draw_poems(args.out / "poems.png", written)
     print(text)  # last, in case nobody reads it
+
+
+def main() -> int:
+    group = ranks.start() if "--distributed" in sys.argv[1:] else ranks.SINGLE_PROCESS
+    args = parse_arguments()
+    args = group.broadcast(lambda: args)
+    minidl.backend.get(args.backend)
+    if args.backend == "cupy":
+        group.choose_gpu()
+    remedy = "stop other programs that use it" if args.protocol == "report" else "a smaller --batch-size needs less"
+    with cli.results_folder(args.out, args.resume) if group.first else nullcontext(args.out) as out:
+        try:
+            with cli.memory_advice(remedy, lambda: kept(out)):
+                return train(args, out, group)
+        except Diverged as error:
+            raise Diverged(f"{error}; {kept(out)}") from error
+        except KeyboardInterrupt:
+            cli.note(f"interrupted; {kept(out)}")
+            return 130
+
+
+def kept(out: Path) -> str:
+    """What is left of a run that ends early."""
+    checkpoint = run_checkpoint.read(out)
+    if checkpoint is None:
+        return "nothing was saved yet"
+    return f"step {checkpoint.steps} is saved in {out}, use --resume --out {out} to resume"
 
 
 if __name__ == "__main__":

@@ -477,7 +477,7 @@ def test_trouble_with_the_package(
         reason = "broken package"
     else:
         npm("")
-        reason = "no package came"
+        reason = "produced no package"
     message = _one_line(lambda: tang.find(None, 3, progress=False))
     assert reason in message
     for name, data in _contents(cache).items():

@@ -100,14 +100,14 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "not UTF-8": (content(prepared.METADATA, b'{"kind": "\xff"}'), "prepared.json"),
     "deep": (content(prepared.METADATA, b"[" * 100_000), "prepared.json"),
     "a list": (content(prepared.METADATA, b"[]"), "prepared.json"),
-    "empty": (content(prepared.METADATA, b"{}"), "no 'kind' in it"),
+    "empty": (content(prepared.METADATA, b"{}"), "it has no 'kind'"),
     "another kind": (facts_with(kind="poem run"), "'poem run'"),
     "another version": (facts_with(version=2), "of version 2"),
     "no tokens": (facts_with(tokens=[]), "vocabulary"),
     "tokens of another kind": (facts_with(tokens=7), "prepared.json"),
-    "no beginning": (facts_with(tokens=["<end>", "<unknown>"]), "<begin> must be known"),
-    "no length": (facts_with(max_length=0), "the longest poem is 0"),
-    "no parts": (facts_with(parts={}), "no 'train' in it"),
+    "no beginning": (facts_with(tokens=["<end>", "<unknown>"]), "must have a <begin> token"),
+    "no length": (facts_with(max_length=0), "got max_length 0"),
+    "no parts": (facts_with(parts={}), "it has no 'train'"),
     "parts of another kind": (facts_with(parts=[1, 2, 3]), "prepared.json"),
     "no ids": (lambda folder: (folder / "test.ids.npy").unlink(), "test.ids.npy"),
     "no lengths": (lambda folder: (folder / "validation.lengths.npy").unlink(), "validation.lengths.npy"),
@@ -123,9 +123,12 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an id beyond the vocabulary": (ids_with(1, 200), "id 200"),
     "a poem without its beginning": (ids_with(0, 5), "do not begin and end"),
     "a poem without its end": (without_an_end, "do not begin and end"),
-    "lengths that wrap around": (huge_lengths, "the lengths ask for"),
+    "lengths that wrap around": (huge_lengths, "but the lengths require"),
     "no poems": (no_poems, "train.ids.npy"),
-    "tokens as an object": (facts_with(tokens=dict.fromkeys(["<begin>", "<end>", "<unknown>"], 1)), "must be a list, got dict"),
+    "tokens as an object": (
+        facts_with(tokens=dict.fromkeys(["<begin>", "<end>", "<unknown>"], 1)),
+        "must be a list, got dict",
+    ),
     "a zip file": (zipped, "train.ids.npy"),
     "more ids than there are numbers for": (content("train.ids.npy", npy(f"({10**30},)")), "train.ids.npy"),
     "a head that breaks off": (content("train.ids.npy", npy("(3,")), "train.ids.npy"),
@@ -160,5 +163,5 @@ def test_lengths_that_ask_for_other_ids() -> None:
     lengths = np.load(folder / "train.lengths.npy")
     lengths[0] += 1
     np.save(folder / "train.lengths.npy", lengths)
-    with pytest.raises(CorpusError, match="and the lengths ask for"):
+    with pytest.raises(CorpusError, match="but the lengths require"):
         prepared.load(folder).task(8)

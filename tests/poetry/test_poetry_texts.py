@@ -108,7 +108,7 @@ def test_what_is_not_utf_8_is_refused_with_what_it_looks_like(content: bytes, wo
         (ENGLISH.encode() + TANG.encode(), "ascii", ["not ascii", "in line 10", "try --encoding UTF-8"]),
         (TANG.encode("utf-16-be"), "utf-16", ["not utf-16: byte 176, in line 1", "try --encoding utf-16-be"]),
         (TANG.encode("utf-16") + b"\x00", "utf-16", ["not utf-16", "in line 10", "damaged there"]),
-        (b"a+2AA-b", "utf-7", ["not text in utf-7", "halves of characters"]),
+        (b"a+2AA-b", "utf-7", ["not text in utf-7", "unpaired surrogates"]),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_place(content: bytes, encoding: str, words: list[str]) -> None:
@@ -177,7 +177,7 @@ def test_the_place_is_told_of_a_pipe_too() -> None:
 
 def test_an_encoding_that_this_python_lacks_is_told() -> None:
     Path("text").write_bytes(b"a\n")
-    with pytest.raises(CorpusError, match="text: this Python knows no encoding elsewhere"):
+    with pytest.raises(CorpusError, match="text: this Python does not know the encoding elsewhere"):
         list(text_lines(Path("text"), "elsewhere"))
 
 

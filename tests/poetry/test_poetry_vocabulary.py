@@ -76,13 +76,13 @@ def test_a_saved_list_of_tokens_gives_the_same_ids() -> None:
     ids=["empty", "no unknown", "no end", "twice", "end twice", "a str"],
 )
 def test_a_list_that_is_no_vocabulary_is_refused(tokens: list[str]) -> None:
-    with pytest.raises(ValueError, match="every token once, <end> and <unknown> among them"):
+    with pytest.raises(ValueError, match="tokens must be unique and include <end> and <unknown>"):
         Vocabulary(tokens)
 
 
 @pytest.mark.parametrize("token", ["", "山水", "<Pad>"])
 def test_a_token_that_is_no_mark_and_no_character_is_refused(token: str) -> None:
-    with pytest.raises(ValueError, match="marks and single characters, got"):
+    with pytest.raises(ValueError, match="marks or single characters, got"):
         Vocabulary([END, UNKNOWN, "甲", token])
 
 

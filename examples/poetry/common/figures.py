@@ -84,7 +84,7 @@ def draw_optimizers(path: Path, curves: Mapping[str, tuple[Sequence[Mapping[str,
 
 
 def draw_starts(path: Path, starts: Sequence[Any], frequencies: float) -> None:
-    """Losses by epoch from each start, above the loss of plain character `frequencies`."""
+    """Losses by epoch from each start; the loss of plain character `frequencies` is a dashed line."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axhline(frequencies, color=GREY, linestyle="--", label="plain character frequencies")

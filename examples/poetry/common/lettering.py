@@ -1,4 +1,4 @@
-"""Choose a font for each character of a picture: the bundled one, else an installed one, else 〓 instead.
+"""Choose a font for each character of a picture: the bundled one, else an installed one, else 〓.
 
 The bundled font covers Tang poems (see fonts/make.py), so a picture looks the same everywhere; matplotlib's own fonts
 cover most alphabets; installed fonts are searched for the rest.
@@ -49,7 +49,7 @@ class Lettering:
         self.lost = "".join(sorted(lacking))
 
     def report_lost(self, name: str) -> None:
-        """Print a note about characters that the picture called `name` lacks."""
+        """Print a note about characters that could not be drawn in the picture `name`."""
         if self.lost:
             more = f" and {len(self.lost) - MOST:,} more" if len(self.lost) > MOST else ""
             note(f"{name}: no font has {self.lost[:MOST]}{more}; drawn as {GETA}")

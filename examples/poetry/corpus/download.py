@@ -40,13 +40,13 @@ NAMES = [f"poet.tang.{number}.json" for number in range(0, 58_000, 1000)]
 _TABLE = Path(__file__).with_name("tang.sha256").read_text(encoding="utf-8")  # as `sha256sum` writes it
 CHECKSUMS = {name: checksum for checksum, name in map(str.split, _TABLE.splitlines())}
 
-CONNECT_SECONDS = 5.0  # for name look-up, all addresses of the host, TLS and the response header together
+CONNECT_SECONDS = 5.0  # name look-up, all of the host's addresses, TLS and the response header together
 READ_SECONDS = 10.0  # without receiving a byte
-FILE_SECONDS = 120.0  # for the body of one file, however slowly it trickles
+FILE_SECONDS = 120.0  # for the body of one file, even if it keeps trickling in
 NPM_SECONDS = 1200.0
 STALE_SECONDS = 7200.0  # longer than any download may take, so anything older is abandoned
-MAX_BYTES = 4 << 20  # of one file; the largest has 0.6 MB
-NPM_BYTES = 8 * PACKAGE_BYTES  # for the package, npm's cache of it and anything else
+MAX_BYTES = 4 << 20  # per file; the largest is 0.6 MB
+NPM_BYTES = 8 * PACKAGE_BYTES  # for the package, npm's cache and everything else
 REASON = 200  # characters
 TEMPORARY = "tmp-"
 
@@ -118,7 +118,7 @@ def _fetch(folder: Path, names: list[str], progress: bool) -> None:
         why = f"cannot write the cache folder {folder}: {error.strerror or error}"
         raise CorpusError(f"{why}; set MINIDL_CACHE to another one, or pass --corpus DIR") from None
     raise CorpusError(
-        f"the corpus could not be downloaded ({'; '.join(reasons)}); by hand: get {names[0]} to {names[-1]}"
+        f"the corpus could not be downloaded ({'; '.join(reasons)}); to do it by hand, get {names[0]} to {names[-1]}"
         f" ({len(names)} files) from {WEB_PAGE}/{FOLDER} and put them into {folder}, or pass --corpus DIR"
     )
 
@@ -157,11 +157,11 @@ def _download(url: str) -> bytes:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Only to http and https, and from https only to https: urllib would also follow to ftp, and without TLS."""
+    """Redirects to http and https only, and from https only to https; urllib would also accept ftp, or drop TLS."""
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         if urlsplit(newurl).scheme not in {"http": ("http", "https"), "https": ("https",)}[req.type]:
-            raise HTTPError(req.full_url, code, f"a redirect to {newurl} is not followed", headers, fp)
+            raise HTTPError(req.full_url, code, f"refused a redirect to {newurl}", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -193,7 +193,7 @@ def _npm_pack(work: Path, progress: bool) -> Path:
     tarball = next(work.glob("*.tgz"), None)
     if tarball is None:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        raise _SourceError(next(filter(str.strip, lines), "npm: no package came"))
+        raise _SourceError(next(filter(str.strip, lines), "npm: produced no package"))
     return tarball
 
 
@@ -215,7 +215,7 @@ def _run(command: list[str], work: Path, output: IO[bytes], progress: bool) -> N
                     size = sum(path.stat().st_size for path in work.rglob("*"))
                     bar.update(min(size, PACKAGE_BYTES) - bar.n)
                     if size > NPM_BYTES:
-                        raise _SourceError(f"npm: more than {NPM_BYTES} bytes came")
+                        raise _SourceError(f"npm: wrote more than {NPM_BYTES} bytes")
     finally:
         if process.poll() is None:
             _kill(process)

@@ -19,7 +19,7 @@ from corpus.vocabulary import code_points
 import numpy as np
 
 FILE = "lines.npy"  # beside model.safetensors
-ENDS = "，。？！；：、…,.?!;:"  # what ends a line
+ENDS = "，。？！；：、…,.?!;:"  # characters that end a line
 LINE = re.compile(f"[^{re.escape(ENDS)}]+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _STIR = np.uint64(0xD6E8FEB86659FD93)
@@ -31,7 +31,7 @@ class LineIndex:
 
     def __init__(self, entries: np.ndarray) -> None:
         if entries.ndim != 1 or entries.dtype != np.uint64 or (entries[1:] < entries[:-1]).any():
-            raise ValueError(f"an index of lines is sorted and uint64, got {entries.dtype} of shape {entries.shape}")
+            raise ValueError(f"an index of lines must be sorted uint64, got {entries.dtype} of shape {entries.shape}")
         self.entries = entries
 
     @classmethod

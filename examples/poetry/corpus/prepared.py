@@ -1,4 +1,4 @@
-"""A corpus larger than memory: its encoded poems in mapped files, which prepare.py wrote, read a mix at a time.
+"""A corpus larger than memory: its encoded poems in mapped files written by prepare.py, read a mix at a time.
 
 For each part a folder has `<part>.ids.npy`, every poem as begin, c1 ... cn, end, and `<part>.lengths.npy`, n + 1 for
 each poem. `prepared.json` has the vocabulary, the longest poem, and each part's poem and id counts and SHA-256 hashes.
@@ -59,7 +59,7 @@ class Batches(Sequence[Batch]):
         sizes = np.fromiter((block.sum(dtype=np.int64) + len(block) for block in blocks), np.int64)
         self.starts = np.concatenate([[0], np.cumsum(sizes)])  # where each block's ids start, and the end
         if self.starts[-1] != len(part.ids) or part.lengths.max() >= len(part.ids):  # sums may overflow
-            raise damaged(part.path, f"it has {len(part.ids):,} ids, and the lengths ask for {self.starts[-1]:,}")
+            raise damaged(part.path, f"it has {len(part.ids):,} ids, but the lengths require {self.starts[-1]:,}")
 
     def __len__(self) -> int:
         return math.ceil(len(self.part.lengths) / self.batch_size)
@@ -97,7 +97,7 @@ class Batches(Sequence[Batch]):
         if mixed.lengths.min() < 2 or (ids[mixed.starts] != known[BEGIN]).any() or (ids[ends] != known[END]).any():
             raise damaged(part.path, "its poems do not begin and end where the lengths say")
         if ids.max() >= len(known):
-            raise damaged(part.path, f"it has id {ids.max()}, and the vocabulary {len(known)} entries")
+            raise damaged(part.path, f"it has id {ids.max()}, but the vocabulary has {len(known)} entries")
         return mixed
 
 
@@ -136,7 +136,7 @@ def load(folder: Path) -> Prepared:
             raise TypeError(f"its tokens must be a list, got {type(metadata['tokens']).__name__}")
         vocabulary, longest = Vocabulary(metadata["tokens"]), metadata["max_length"]
         if BEGIN not in vocabulary or not isinstance(longest, int) or longest < 1:
-            raise ValueError(f"the longest poem is {longest!r}, and {BEGIN} must be known")
+            raise ValueError(f"it must have a {BEGIN} token and a positive max_length, got max_length {longest!r}")
         parts = []
         for name in PARTS:
             sizes = metadata["parts"][name]
@@ -146,7 +146,7 @@ def load(folder: Path) -> Prepared:
         raise CorpusError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         fault = " ".join(str(error).split())[:300]
-        raise damaged(path, f"no {fault} in it" if isinstance(error, KeyError) else fault) from None
+        raise damaged(path, f"it has no {fault}" if isinstance(error, KeyError) else fault) from None
     return Prepared(vocabulary, parts, longest, hashlib.sha256(content).hexdigest())
 
 
@@ -157,11 +157,11 @@ def _mapped(path: Path, metadata: dict[str, Any]) -> np.ndarray:
     except (ValueError, OverflowError, TokenError) as error:  # TokenError: a truncated header
         raise damaged(path, str(error)) from None
     if array.dtype.kind != "u" or array.shape != (metadata["count"],) or not len(array):
-        raise damaged(path, f"it has {array.dtype} of shape {array.shape}, and should have {metadata['count']} numbers")
+        raise damaged(path, f"it has {array.dtype} of shape {array.shape}, not {metadata['count']} unsigned integers")
     if path.stat().st_size != array.offset + array.nbytes:
         raise damaged(path, f"it has {path.stat().st_size:,} bytes, not {array.offset + array.nbytes:,}")
     return np.asarray(array)  # the memmap subclass makes every slice slower
 
 
 def damaged(path: Path, fault: str) -> CorpusError:
-    return CorpusError(f"{path} is not what prepare.py writes: {fault}; make the folder again")
+    return CorpusError(f"{path} is not what prepare.py writes: {fault}; run prepare.py again")

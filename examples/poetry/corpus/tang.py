@@ -1,4 +1,4 @@
-"""The poems that the language model is trained on: where they come from, and which text is kept.
+"""The poems that the language model is trained on: their source, and which text is kept.
 
 The Tang files of https://github.com/chinese-poetry/chinese-poetry are 58 JSON files in traditional
 characters, `全唐诗/poet.tang.N.json` with N = 0, 1000, ... 57000.  Each is a list of entries: objects with
@@ -66,7 +66,7 @@ def _find_in(directory: Path, names: list[str]) -> list[Path]:
     folder = next((layout for layout in layouts if any(layout.glob("poet.tang.*.json"))), directory)
     for name in names:
         if not (folder / name).is_file():
-            raise CorpusError(f"no {name} in the corpus folder {folder} ({len(names)} files are needed)")
+            raise CorpusError(f"no {name} in the corpus folder {folder} ({len(names)} files needed)")
     return [folder / name for name in names]
 
 
@@ -82,7 +82,7 @@ def _texts(path: Path) -> Iterator[str | None]:
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path} is not JSON: {error}") from None
     if not isinstance(entries, list):
-        raise CorpusError(f"{path} is not a list of poems: line 1, column 1 begins something else")
+        raise CorpusError(f"{path} is not a list of poems: line 1, column 1 starts something else")
     for entry in entries:
         paragraphs = entry.get("paragraphs") if isinstance(entry, dict) else None
         if isinstance(paragraphs, list) and all(isinstance(part, str) for part in paragraphs):
@@ -109,7 +109,7 @@ def clean(paragraphs: Iterable[str]) -> str:
 
 
 def read_text(path: Path, encoding: str = UTF8, *, max_length: int | None = None, unique: bool = True) -> Corpus:
-    """The user's own poems or prose, one a line, stripped of surrounding white space."""
+    """The user's own poems or prose, one per line, stripped of surrounding white space."""
     lines = (line for lines, _ in text_lines(path, encoding) for line in lines)
     corpus = _select(lines, max_length, unique)
     if not corpus.counts["read"]:

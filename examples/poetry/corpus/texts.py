@@ -63,7 +63,7 @@ def text_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[list[str], in
                 whole, _, rest = text.rpartition("\n" if "\n" in text else "\r")  # "\r": text from an old Mac
                 if len(rest) > LONGEST_LINE:
                     raise CorpusError(
-                        f"{path} has more than {LONGEST_LINE:,} characters in line {reader.line}; a poem is expected"
+                        f"{path} has more than {LONGEST_LINE:,} characters in line {reader.line}; expected a poem"
                     )
                 yield _stripped(whole), len(data)
             yield _stripped(rest + reader.decoded(b"")), 0
@@ -88,7 +88,7 @@ class Reader:
         try:
             self.decoder = codecs.getincrementaldecoder(encoding)()
         except LookupError:  # the resumed run was started elsewhere
-            raise CorpusError(f"{path}: this Python knows no encoding {encoding}") from None
+            raise CorpusError(f"{path}: this Python does not know the encoding {encoding}") from None
         self.byte, self.line, self.begun = 0, 1, False  # where the next bytes start, and whether there was any text yet
         self.head = self.latest = b""
 
@@ -110,7 +110,7 @@ class Reader:
             raise CorpusError(f"{self.path} is not {self.encoding}: {where}; {self.advice(data, good)}") from None
         nul, half = 10 * text.count("\0") > len(text), SURROGATE.search(text)  # any text may contain a few stray NULs
         if nul or half:
-            what, advice = "NULs" if nul else "halves of characters", self.advice(data, 0)
+            what, advice = "NULs" if nul else "unpaired surrogates", self.advice(data, 0)
             raise CorpusError(f"{self.path} is not text in {self.encoding}: it has {what}; {advice}")
         if text and not self.begun:
             text, self.begun = text.removeprefix(BOM), True
@@ -139,7 +139,7 @@ class Reader:
 def _guesses(sample: bytes, whole: bool) -> list[str]:
     """The most likely encodings of some bytes, which start with a complete character if `whole`.
 
-    Windows-1252, the most common of its kind, comes first if it fits and little is not ASCII.
+    Windows-1252, the most common of its kind, comes first if it fits and the text is mostly ASCII.
     """
     if 0 in sample:  # UTF-16 or UTF-32, where lines cannot be split yet
         return _detected(sample)

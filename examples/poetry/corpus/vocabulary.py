@@ -17,13 +17,13 @@ class Vocabulary:
         self.tokens = list(tokens)
         self.ids = {token: index for index, token in enumerate(self.tokens)}
         if not all(isinstance(token, str) for token in self.tokens):
-            raise TypeError("a vocabulary holds strings")
+            raise TypeError("vocabulary tokens must be strings")
         if len(self.ids) != len(self.tokens) or not {END, UNKNOWN} <= self.ids.keys():
-            raise ValueError(f"a vocabulary holds every token once, {END} and {UNKNOWN} among them")
+            raise ValueError(f"vocabulary tokens must be unique and include {END} and {UNKNOWN}")
         marks = (BEGIN, END, UNKNOWN, PAD)
         for token in self.tokens:
             if len(token) != 1 and token not in marks:
-                raise ValueError(f"a vocabulary holds marks and single characters, got {token[:20]!r}")
+                raise ValueError(f"vocabulary tokens must be marks or single characters, got {token[:20]!r}")
         self.marks = [self.ids[mark] for mark in marks if mark in self.ids]
 
     @classmethod
