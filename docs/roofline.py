@@ -1,10 +1,10 @@
-"""The least time that a training step of the report's model can take on a GPU: the arithmetic of gpu.md.
+"""A lower bound on the time of a training step of the report's model on a GPU: the calculations behind gpu.md.
 
     python docs/roofline.py
 
-Nothing is measured. Each device call takes at least its operations divided by the chip's peak, and at least the bytes
-that it reads and writes, once each, divided by the bandwidth of the memory; calls follow each other. Caches are left
-out, which counts too many bytes; peaks are never reached, which counts too little time.
+Nothing is measured. Each device call takes at least its operations divided by the chip's peak rate, and at least the
+bytes it reads and writes, once each, divided by the memory bandwidth; calls run one after the other. Ignoring caches
+overestimates the bytes; assuming peak rates underestimates the time.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import NamedTuple
 BATCH, STEPS, EMBEDDING, HIDDEN, VOCABULARY = 256, 50, 128, 256, 3602
 FLOAT = 4  # bytes
 CALLS_A_STEP, OTHER_CALLS = 4, 40  # the budget of device calls: per time step, and for the rest
-HOST = 10e-6  # assumed seconds of the host for one device call: Python, CuPy and the driver
+HOST = 10e-6  # seconds, assumed: the host's time for one device call in Python, CuPy and the driver
 
 
 class Chip(NamedTuple):
-    """Peaks from NVIDIA's data sheets: float32 operations (no tensor cores) and bytes of memory, both a second."""
+    """Peaks from NVIDIA's data sheets: float32 operations (no tensor cores) and bytes of memory, both per second."""
 
     name: str
     flops: float
@@ -33,20 +33,20 @@ CHIPS = [
 
 
 class Call(NamedTuple):
-    """A device call, or `times` equal ones: a matrix product where it has operations to speak of, else a kernel."""
+    """One device call, or `times` identical ones: a matrix product if `flops` is not 0, otherwise a kernel."""
 
     part: str
-    flops: float  # of matrix products alone; what kernels compute is hidden behind their bytes
+    flops: float  # of matrix products only; a kernel's time is its memory traffic
     values: float  # read and written
     times: int = 1
 
     def seconds(self, chip: Chip) -> float:
-        """At least."""
+        """A lower bound."""
         return self.times * max(self.flops / chip.flops, self.values * FLOAT / chip.bandwidth)
 
 
 def product(part: str, m: int, n: int, k: int, times: int = 1, adds: bool = False) -> Call:
-    """(m, k) times (k, n) into (m, n), which is read as well where the product adds to it."""
+    """(m, k) times (k, n) into (m, n), which is also read if the product adds to it."""
     return Call(part, 2 * m * n * k, m * k + k * n + m * n * (2 if adds else 1), times)
 
 
@@ -55,18 +55,18 @@ PARTS += ["clipping", "optimizer"]
 
 
 def calls(batch: int = BATCH) -> list[Call]:
-    """All of a training step, in its order."""
+    """All calls of a training step, in order."""
     T, E, H, V = STEPS, EMBEDDING, HIDDEN, VOCABULARY
     rows, gates, state = batch * T, 4 * H, batch * H
     weights = V * E + gates * (E + H + 1) + V * (H + 1)
     forward, head, backward = "LSTM forward", "head and loss", "LSTM backward"
     return [
         Call("embedding forward", 0, 2 * rows * E),
-        product(forward, rows, gates, E),  # x W_ih' of all time steps
+        product(forward, rows, gates, E),  # x W_ih' for all time steps
         product(forward, batch, gates, H, T, adds=True),  # + h W_hh'
         Call(forward, 0, (4 + 1 + 4 + 2 + 1) * state, T),  # reads z and c; writes the gates, h twice, and c
-        product(head, rows, V, H),  # logits, by blocks of rows
-        Call(head, 0, 2 * rows * V),  # softmax and its gradient in their place
+        product(head, rows, V, H),  # logits, in blocks of rows
+        Call(head, 0, 2 * rows * V),  # softmax and its gradient, in place
         product(head, rows, H, V),  # dh
         product(head, V, H, rows),  # dW
         Call(head, 0, rows * V),  # db
@@ -78,7 +78,7 @@ def calls(batch: int = BATCH) -> list[Call]:
         Call(backward, 0, rows * gates),  # db
         Call("embedding backward", 0, rows * E + V * E),
         Call("clipping", 0, weights),
-        Call("optimizer", 0, 8 * weights),  # Adam reads four arrays and writes four, the zeroed gradient among them
+        Call("optimizer", 0, 8 * weights),  # Adam reads four arrays and writes four, including the zeroed gradient
     ]
 
 
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def by_part() -> list[str]:
-    """A row for each part: operations, bytes, and the least milliseconds on each chip."""
+    """One row per part: operations, bytes, and the minimum milliseconds on each chip."""
     lines = table("part", "GFLOP", "MB", *(f"{chip.name} (ms)" for chip in CHIPS))
     for part in (*PARTS, "step"):
         some = [call for call in calls() if part in (call.part, "step")]
@@ -98,7 +98,7 @@ def by_part() -> list[str]:
 
 
 def by_time_step() -> list[str]:
-    """A row for each of the four calls of a time step: microseconds."""
+    """One row for each of the four calls of a time step, in microseconds."""
     lines = table("one time step", "MFLOP", "MB", *(f"{chip.name} (µs)" for chip in CHIPS))
     names = ["forward: product", "forward: kernel", "backward: kernel", "backward: product"]
     once = [call._replace(times=1) for call in calls() if call.times == STEPS]
@@ -110,7 +110,7 @@ def by_time_step() -> list[str]:
 
 
 def by_batch() -> list[str]:
-    """A row for each batch size: the device's time, the host's, and characters a second by the longer one."""
+    """One row per batch size: device time, host time, and the characters per second that the longer one allows."""
     lines = table("batch", "host (ms)", *(f"{chip.name} (ms): chars/s at most" for chip in CHIPS))
     host = (STEPS * CALLS_A_STEP + OTHER_CALLS) * HOST
     for batch in (16, 64, 128, 256, 512, 1024):

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python docs/shortened_gradients.py  prints the tables, in about two minutes
     python docs/shortened_gradients.py --figure FILE.png  draws the figure (needs matplotlib)
 
-One BLAS thread, because products as small as these only wait for a second one.
-Every cut is made on minidl's own backward pass, so that nothing differs but what was cut: time goes by in chunks of
-one step, between which gradients can be cut off.
+It uses one BLAS thread because a second one only slows down products as small as these. Every cut is made on minidl's own
+backward pass, so nothing else differs: the sequence is processed in chunks of one step, and gradients are cut between
+chunks.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import numpy as np
 from minidl import LSTM, Adam, Embedding, LinearCrossEntropy, Packing
 from minidl.layers.lstm import LSTMCache, State
 
-Caches = list[LSTMCache]  # of each time step
+Caches = list[LSTMCache]  # one per time step
 
 QUANTITIES = ("weight_ih", "weight_hh", "bias", "x", "h0", "c0")
-CUTS = {  # (the path through the candidate, the cell-state road): kept or not
+CUTS = {  # whether to keep (the path through the candidate, the cell road)
     "no candidate": (False, True),
     "h road only": (True, False),
 }
 VARIANTS = {"whole": (True, True), **CUTS, "both cuts": (False, False)}
 LENGTHS = (1, 2, 5, 10, 50)  # time steps of the error tables
 DELAYS = (5, 10, 20, 30)  # time steps of the task
-TOKENS, STEPS = 8, 500  # of the task
+TOKENS, STEPS = 8, 500  # vocabulary and training steps of the task
 H, INPUTS, B = 32, 16, 8
 
 
 def forward(layer: LSTM, x: np.ndarray, sizes: Sequence[int], state: State | None = None) -> tuple[np.ndarray, Caches]:
-    """(y, caches): LSTM.forward in chunks of one time step, each of which starts from the state of the one before."""
+    """(y, caches): LSTM.forward in chunks of one time step, each starting from the previous chunk's state."""
     outputs, caches, start = [], [], 0
     for n in sizes:
         y, cache = layer.forward(x[start : start + n], Packing([n]), state)
@@ -47,7 +47,7 @@ def forward(layer: LSTM, x: np.ndarray, sizes: Sequence[int], state: State | Non
 def backward(
     layer: LSTM, dy: np.ndarray, caches: Caches, candidate: bool, cell_road: bool
 ) -> tuple[np.ndarray, State | None]:
-    """(dx, dL/dstate) of the first state; whole, or without the path from dz_g to dh_{t-1} and dx_t, or with
+    """(dx, gradient of the initial state): in full, or without the path from dz_g to dh_{t-1} and dx_t, or with
     dc_{t-1} = 0."""
     end, parts, dstate = len(dy), [], None
     with _candidate_cut(layer, not candidate):
@@ -63,7 +63,7 @@ def backward(
 
 @contextmanager
 def _candidate_cut(layer: LSTM, cut: bool) -> Iterator[None]:
-    # backward uses the weights for nothing but dz W_hh and dz W_ih, so zeros there cut the path.
+    # backward uses the weights only for dz W_hh and dz W_ih, so zeros there cut the path.
     rows = slice(2 * layer.hidden_size, 3 * layer.hidden_size)
     blocks = [weight.data[rows] for weight in (layer.weight_ih, layer.weight_hh)]
     kept = [block.copy() for block in blocks]
@@ -76,7 +76,7 @@ def _candidate_cut(layer: LSTM, cut: bool) -> Iterator[None]:
 
 
 def gradients(layer: LSTM, dy: np.ndarray, caches: Caches, candidate: bool, cell_road: bool) -> dict[str, np.ndarray]:
-    """All gradients, by the names in QUANTITIES."""
+    """All gradients, under the names in QUANTITIES."""
     for parameter in layer.parameters():
         parameter.grad[...] = 0
     dx, (dh0, dc0) = backward(layer, dy, caches, candidate, cell_road)
@@ -85,7 +85,7 @@ def gradients(layer: LSTM, dy: np.ndarray, caches: Caches, candidate: bool, cell
 
 
 def random_run(length: int, seed: int, forget_bias: float = 0.0) -> tuple[LSTM, np.ndarray, Caches]:
-    """A fresh float64 LSTM, a random dL/dy for each of `length` steps of noise, and its caches after them."""
+    """A new float64 LSTM, a random dL/dy for each of `length` steps of noise input, and the caches of its forward pass."""
     rng = np.random.default_rng(seed)
     layer = LSTM(INPUTS, H, dtype="float64", rng=rng)
     layer.bias.data[H : 2 * H] = forget_bias
@@ -100,7 +100,7 @@ def relative_error(wrong: np.ndarray, right: np.ndarray) -> float:
 
 
 def errors(seeds: int = 5) -> dict[str, dict[str, list[float]]]:
-    """Cut -> quantity -> the mean relative error of the cut gradient for each of LENGTHS."""
+    """Mean relative errors of the cut gradients: {cut: {quantity: one value for each of LENGTHS}}."""
     table: dict[str, dict[str, list[float]]] = {cut: {name: [] for name in QUANTITIES} for cut in CUTS}
     table["diag[z_t]"] = {"weight_hh": []}
     for length in LENGTHS:
@@ -117,12 +117,12 @@ def errors(seeds: int = 5) -> dict[str, dict[str, list[float]]]:
 
 
 def diagonal_only(grad: np.ndarray) -> np.ndarray:
-    """What diag[h_{t-1}] in place of an outer product leaves of (4H, H): the four blocks' diagonals."""
+    """What remains of (4H, H) with diag[h_{t-1}] in place of an outer product: the diagonals of the four blocks."""
     return grad * np.tile(np.eye(grad.shape[1]), (4, 1))
 
 
 def reach(distance: int, forget_bias: float, kept: tuple[bool, bool], seeds: int = 5) -> np.ndarray:
-    """|dL/dx_{T-k}| for k = 0 ... distance, geometric mean over seeds, where L looks at y_T alone."""
+    """|dL/dx_{T-k}| for k = 0 ... distance, geometric mean over seeds; L depends only on y_T."""
     norms = []
     for seed in range(seeds):
         layer, dy, caches = random_run(distance + 1, seed, forget_bias)
@@ -133,11 +133,11 @@ def reach(distance: int, forget_bias: float, kept: tuple[bool, bool], seeds: int
 
 
 def remember_first(length: int, seed: int, kept: tuple[bool, bool]) -> float:
-    """Train to name the first of `length` random tokens after the last; accuracy on the last 50 batches."""
+    """Train to name the first of `length` random tokens after reading them all; accuracy on the last 50 batches."""
     rng, batch = np.random.default_rng(seed), 32
     embedding, layer = Embedding(TOKENS, INPUTS, rng=rng), LSTM(INPUTS, H, rng=rng)
     head = LinearCrossEntropy(H, TOKENS, rng=rng)
-    layer.bias.data[H : 2 * H] = 2  # forget gates open (0.88), so that there is a road to cut
+    layer.bias.data[H : 2 * H] = 2  # open forget gates (0.88), so that there is a cell road to cut
     optimizer = Adam(embedding.parameters() + layer.parameters() + head.parameters(), lr=0.01)
     right = []
     for _ in range(STEPS):
@@ -201,7 +201,7 @@ def draw(path: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--figure", metavar="FILE.png", help="draw the figure and print no table")
+    parser.add_argument("--figure", metavar="FILE.png", help="draw the figure instead of printing tables")
     arguments = parser.parse_args()
     if arguments.figure:
         draw(arguments.figure)

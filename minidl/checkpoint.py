@@ -11,7 +11,7 @@ What `save` guarantees
     killed at any instant       `path` holds the complete old file or the complete new one; at most a `.name.*.tmp`
                                 remains beside it, which a later save of the same path deletes after an hour
     disk full, not writable     CheckpointError; `path` is unchanged, and nothing remains beside it
-    power cut after it returned the new file is there, if the disk honours a flush
+    power cut after it returned the new file is in place, if the disk honours a flush
     NaN or infinity anywhere    CheckpointError, before anything is written
 
 What `load` guarantees for any file content: no code in the file is run, and memory use stays within about twice its
@@ -19,8 +19,8 @@ size, or thirty times if most of it is a header of tiny tensors or JSON values. 
 with the file and the fault, for
     a truncated or extended file, flipped bits, tensors swapped, added or removed, a changed dtype or shape
     a header that is not JSON, or that promises more than the file contains
-    another program's file, a later format
-    a valid checksum over content that `save` never writes: NaN, infinity, a duplicate key, metadata that is no object
+    another program's file, a newer format
+    a valid checksum over content that `save` never writes: NaN, infinity, a duplicate key, metadata not an object
     a missing file, a directory, a pipe or a device, a file without read permission
 The digest is a checksum, not a signature: it detects damage, but does not say who wrote the file.
 """
@@ -46,7 +46,7 @@ from . import backend
 from .backend import Array
 
 FORMAT = 2
-DTYPES = {np.dtype(code) for code in "?bBhHiIlLqQefd"}  # those that safetensors has, of the machine's byte order
+DTYPES = {np.dtype(code) for code in "?bBhHiIlLqQefd"}  # supported by safetensors, in native byte order
 MOST = 100_000_000  # largest header in bytes that safetensors accepts
 STALE = 3600.0  # seconds after which the writer of an unfinished file is assumed to be dead
 
@@ -116,7 +116,7 @@ def write(path: Path, arrays: dict[str, np.ndarray], entries: dict[str, str]) ->
 
     try:
         content = to_bytes(arrays, entries)
-        if int.from_bytes(content[:8], "little") > MOST:  # safetensors 0.5 writes it, but does not read it
+        if int.from_bytes(content[:8], "little") > MOST:  # safetensors 0.5 writes it but cannot read it
             raise SafetensorError("header too large")
         _replace(path, content)
     except (OSError, ValueError) as error:
@@ -130,7 +130,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     from safetensors.numpy import load as from_bytes
 
     try:
-        # Not mapped into memory: the process would die if another one cut the file short.
+        # Not mapped into memory: the process would die if another one truncated the file.
         content = _content(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({_reason(error)})") from error

@@ -141,7 +141,7 @@ def ids(name: str, values: Array, limit: int, like: Array, rows: int | None = No
 
 
 def packing(value: object, rows: int) -> list[int]:
-    """The checked batch_sizes of a Packing, a PackedSequence or the like, for so many rows."""
+    """The checked batch_sizes of a Packing, a PackedSequence or the like, for `rows` rows."""
     if not hasattr(value, "batch_sizes"):
         given = f"got {type(value).__name__}"
         raise TypeError(f"packing must be a PackedSequence or a minidl.Packing(batch_sizes), {given}")

@@ -88,7 +88,7 @@ def write_safetensors(
     if not all(isinstance(text, str) and checkpoint.is_text(text) for pair in metadata.items() for text in pair):
         raise checkpoint.CheckpointError(f"{path}: not written, metadata must be text by name")
     if "minidl" in metadata:  # `read_safetensors` would refuse it
-        raise checkpoint.CheckpointError(f"{path}: not written, metadata has 'minidl', the mark of a checkpoint")
+        raise checkpoint.CheckpointError(f"{path}: not written, metadata has 'minidl', the key of checkpoints")
     try:
         theirs = _theirs(_host(arrays), stacked)
     except ValueError as error:
@@ -247,7 +247,7 @@ def _refuse_foreign(name: str, arrays: Arrays) -> None:
     if match and match[1] == "weight_hr":
         raise ValueError(f"{_shown(name)} belongs to an LSTM with a projection (proj_size), which minidl does not have")
     if part in WEIGHTS and _is_lstm(arrays, f"{prefix}weight_hh"):
-        raise ValueError(f"{_shown(name)} has no layer, as in {part}_l0: it is minidl's own name or an LSTMCell's")
+        raise ValueError(f"{_shown(name)} has no layer suffix ({part}_l0): it is minidl's own name or an LSTMCell's")
     if keras in ("kernel", "recurrent_kernel"):
         raise ValueError(f"{_shown(name)} is a Keras name; Keras kernels are transposed, (inputs, outputs)")
     if part in ("W", "R", "B") and {f"{prefix}W", f"{prefix}R"} <= arrays.keys():
@@ -294,7 +294,7 @@ def _check_layers(prefix: str, layers: Mapping[int, Any]) -> None:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """("lstm.", "weight_ih") of "lstm.weight_ih"."""
+    """Splits "lstm.weight_ih" into ("lstm.", "weight_ih")."""
     prefix, dot, part = name.rpartition(".")
     return prefix + dot, part
 

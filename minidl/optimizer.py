@@ -88,7 +88,7 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__}._update")
 
     def kernel(self) -> Any:
-        """The rule as one kernel, or None if its class, whose rule may differ from its base, gives no lines."""
+        """The rule as one kernel, or None if its class has no lines of its own: its rule may differ from its base's."""
         if "cuda_rule" not in vars(type(self)):
             return None
         return load_cuda("optimizers").rule(*self.cuda_rule, tuple(self.state_names), tuple(self._numbers(self.lr)))

@@ -42,7 +42,7 @@ def sample(
     draws = backend.generator(rng).random((len(logits), 1))
     parts = threads.split(len(logits), threads.cores_for(logits.size, cuts.DRAWS))
     tasks = [partial(_sample, logits[part], top[part], temperature, kept, top_p, draws[part]) for part in parts]
-    # a single part is drawn in less time than a call of `run` takes
+    # for a single part the overhead of `run` would exceed the work
     return np.concatenate(threads.run(tasks)) if len(tasks) > 1 else tasks[0]()
 
 

@@ -31,15 +31,15 @@ class Packing(NamedTuple):
 
     batch_sizes: Sequence[int] | np.ndarray  # (T,) on the host: sequences alive at each step; never increases
     order: RowsById | None = None  # of ids on a GPU, sorted on the host: for Embedding
-    step: int | None = None  # the number of the training step, for Dropout; None is inference
-    rows: np.ndarray | None = None  # (N,) on the host: the rows' places in a larger batch, if this is a part of one
+    step: int | None = None  # the training step's number, for Dropout; None means inference
+    rows: np.ndarray | None = None  # (N,) on the host: the rows' positions in a larger batch, if this is part of one
 
 
 class PackedSequence(NamedTuple):
-    """Rows without holes, and their Packing; the first four fields are PyTorch's PackedSequence."""
+    """Packed rows and their Packing; the first four fields are PyTorch's PackedSequence."""
 
     data: Array  # (N,) ids or (N, ...) rows, on the backend it was packed for
-    batch_sizes: np.ndarray  # this and the last three as in Packing
+    batch_sizes: np.ndarray  # this field and the last three are as in Packing
     sorted_indices: np.ndarray  # (B,): the caller's index of each sequence in packed order
     unsorted_indices: np.ndarray  # (B,): the packed place of each of the caller's sequences
     order: RowsById | None = None
@@ -192,7 +192,7 @@ def _array(values: Array) -> np.ndarray:
 
 
 def _time_major(starts: np.ndarray, batch_sizes: np.ndarray) -> np.ndarray:
-    """Where the packed rows (N,) come from, if the sequences, in order of decreasing length, begin at `starts` (B,)."""
+    """The source of each packed row (N,), for sequences in order of decreasing length that begin at `starts` (B,)."""
     times = np.repeat(np.arange(len(batch_sizes)), batch_sizes)
     sequences = np.arange(len(times)) - np.repeat(np.cumsum(batch_sizes) - batch_sizes, batch_sizes)
     return starts[sequences] + times

@@ -25,7 +25,7 @@ class Dropout(Layer):
     """y = x * m / (1 - p), where m is 0 with probability p and else 1; at inference y = x (Srivastava et al. 2014).
 
     The mask is a function of (seed, step, row, unit), not of a generator that advances: threads, machines, a resumed
-    run and both backends get the same mask. So `forward` needs the number of the training step in `packing.step`, and
+    run and both backends get the same mask. So `forward` needs the training step's number in `packing.step`, and
     raises TypeError without it. `packing.rows` are the positions of x's rows in the whole batch (default 0 ... N-1),
     for callers that hold only a part of it. The seed is drawn from `rng` when the layer is created and is not part of
     the state dict: to resume a run exactly, create its layers with the same rng. x and y are (N, D).
@@ -44,7 +44,7 @@ class Dropout(Layer):
         step, rows = (getattr(packing, name, None) for name in ("step", "rows"))
         if step is None:
             raise TypeError(
-                "Dropout.forward needs packing.step, the number of the training step: give batch._replace(step=step) "
+                "Dropout.forward needs packing.step, the training step's number: pass batch._replace(step=step) "
                 "or minidl.Packing(batch_sizes, step=step); for inference call the layer"
             )
         step = checks.integer("packing.step", step, 0)
@@ -83,7 +83,7 @@ def _positions(rows: Array, length: int) -> np.ndarray:
         raise TypeError("packing.rows must be on the host, got a cupy array")
     try:
         positions = np.asarray(rows)
-    except ValueError:  # a list of lists of other lengths
+    except ValueError:  # a list of lists of different lengths
         positions = np.asarray(None)
     if positions.shape != (length,) or positions.dtype.kind not in "iu":
         raise ValueError(

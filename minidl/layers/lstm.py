@@ -108,7 +108,7 @@ class LSTM(Layer):
     def _walk_back(
         self, dy: Array, x: Array, walk: Walk, block: cpu.Block, dh: Array, dc: Array
     ) -> tuple[Array, Array]:
-        """Backward through the time steps of `block`: dx and the weight gradients; moves dh, dc to before its first.
+        """Backward through the time steps of `block`: dx and the weight gradients; moves dh and dc to its start.
 
         dL/dh_t is the loss's gradient of y_t plus what step t+1 passes back through W_hh. dL/dc_t is the part through
         h_t plus what step t+1 passes back through its forget gate.
@@ -138,7 +138,7 @@ class LSTM(Layer):
         return cpu.products_back(dz, x, walk.h[block.before], self.weight_ih.data)
 
     def step(self, x: Array, state: State | None = None) -> State:
-        """(h, c) after one time step of inference, for writing text, from x (B, I) and the state before it."""
+        """(h, c) after one time step of inference, for generating text, from x (B, I) and the state before it."""
         checks.matrix("x", x, self.input_size, like=self.weight_ih.data)
         if backend.is_device(x):
             return load_cuda("lstm").step(self, x, state)

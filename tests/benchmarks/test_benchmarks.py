@@ -113,7 +113,7 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios(pretending: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_side_that_dies_or_cannot_be_imported_is_told_in_one_line(pretending: Path) -> None:
+def test_a_side_that_dies_or_cannot_be_imported_is_reported_in_one_line(pretending: Path) -> None:
     out, err = run(pretending, "--sides", "minidl,dies,absent,torch")
     lines = [line.strip() for line in err.replace("\r", "\n").splitlines() if "is left out" in line]
     assert lines == [
@@ -136,7 +136,7 @@ def test_without_a_peer_the_ratio_is_null(pretending: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_fresh_process_for_every_turn_starts_anew(pretending: Path) -> None:
+def test_a_fresh_process_for_every_turn_starts_again(pretending: Path) -> None:
     assert run_json(pretending, "--sides", "minidl,torch", "--fresh")["peers"] == {"torch": 3}
 
 
@@ -351,7 +351,7 @@ def test_the_readme_names_every_file() -> None:
     assert [path.name for path in BENCHMARKS.glob("*.py") if path.name not in readme] == []
 
 
-def test_a_soak_tells_what_grows(tmp_path: Path) -> None:
+def test_a_soak_says_what_grows(tmp_path: Path) -> None:
     pytest.importorskip("psutil", reason="psutil is not installed")
     result = json.loads(
         run("soak", "--minutes", "0.001", "--every", "0.001", "--out", str(tmp_path / "a"), "--json")[0]

@@ -90,7 +90,7 @@ def pretended(size: sizes.Size) -> dict[str, Any]:
     return {"parts": parts, "versions": {"Python": "3"}, "host_seconds": 0.00123}
 
 
-def test_the_time_steps_share_is_told_from_the_rest(
+def test_the_time_steps_share_is_reported_from_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(device_calls, "count", pretended)
@@ -143,7 +143,7 @@ def test_without_the_emulator_nothing_is_counted(monkeypatch: pytest.MonkeyPatch
         device_calls.count(SMALL)
 
 
-def test_what_ends_the_counting_process_is_told(
+def test_what_ends_the_counting_process_is_reported(
     broken_cupy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The Python that counts is this one, which has no CuPy."""

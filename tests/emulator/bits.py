@@ -1,4 +1,4 @@
-"""Trains a model of all layers with each optimizer, on the emulator; prints a hash of what comes out."""
+"""Trains a model of all layers with each optimizer on the emulator, and prints a hash of the results."""
 
 from __future__ import annotations
 

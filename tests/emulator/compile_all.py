@@ -1,6 +1,6 @@
-"""Every kernel of minidl's through NVRTC for each kind of GPU; prints JSON: {kernel: {architecture: answer}}.
+"""Compiles every minidl kernel with NVRTC for each GPU architecture; prints JSON: {kernel: {architecture: answer}}.
 
-An answer is {"registers": ..., "spilled": ... bytes} or {"error": what NVRTC said}. To be run on the emulator, for its
+An answer is {"registers": ..., "spilled": ... bytes} or {"error": NVRTC's message}. Run it on the emulator, for its
 NVRTC; nothing is launched.
 """
 

@@ -1,4 +1,4 @@
-"""For the tests that run something on the emulator."""
+"""Fixtures for the tests that use the emulator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def built() -> None:
-    """The emulator is built, or these tests are skipped with the reason; an error where CI asks for them."""
+    """Build the emulator, or skip these tests with the reason; raise if CI requires them."""
     try:
         emulator.python()
     except emulator.Unavailable as error:

@@ -1,6 +1,6 @@
-"""Counts what the steps of the poetry example send to the device; prints JSON for test_emulator_budget.py.
+"""Counts the device calls of the poetry example's steps; prints JSON for test_emulator_budget.py.
 
-To be run on the emulator. Each count is of one step, after others of the same shapes.
+Run it on the emulator. Each count is for one step, after warm-up steps of the same shapes.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import minidl
 sys.path.insert(0, str(ROOT / "examples" / "poetry"))
 
 TOKENS, WIDTH, HIDDEN, SEQUENCES = 31, 6, 8, 5
-WARM_UP = 3  # steps: CuPy's pool wants more than one until its blocks fit all that is alive at the same time
+WARM_UP = 3  # steps: CuPy's pool needs more than one until its blocks fit everything that is alive at once
 
 
 def counted(step: Callable[[], Any]) -> dict[str, Any]:
     for _ in range(WARM_UP):
         step()
     with trace() as calls:
-        kept = step()  # what comes out lives on, as a loss would
+        kept = step()  # keeps the result alive, as training keeps a loss
     del kept
     return asdict(calls) | {"device_calls": calls.device_calls}
 
 
 def lstm(times: int) -> dict[str, Any]:
-    """One layer, forward and backward, over `times` steps of sequences that end one after the other."""
+    """One layer, forward and backward, over `times` steps of sequences that end one by one."""
     layer = minidl.LSTM(WIDTH, HIDDEN, backend="cupy", rng=0)
     sizes = [max(1, SEQUENCES - step // 2) for step in range(times)]
     x, dy = (minidl.to_backend(np.ones((sum(sizes), width), np.float32), "cupy") for width in (WIDTH, HIDDEN))
@@ -43,12 +43,12 @@ def lstm(times: int) -> dict[str, Any]:
         "forward": counted(lambda: layer.forward(x, packing)),
         "inference": counted(lambda: layer(x, packing)),
         "backward": counted(lambda: layer.backward(dy, cache)),
-        "step": counted(lambda: layer.step(x[:SEQUENCES], cache.state)),  # as when text is written
+        "step": counted(lambda: layer.step(x[:SEQUENCES], cache.state)),  # as in text generation
     }
 
 
 def poetry(times: int, optimizer: str, pads: bool = False) -> dict[str, Any]:
-    """A training step as Trainer makes it: zero_grad, forward and backward, clip, optimizer and schedule."""
+    """Trainer's training step: zero_grad, forward and backward, clip, optimizer and schedule."""
     from corpus.tasks import Batch
     from learning.training import build_optimizer, evaluate, train_step
     from model import PoemModel
@@ -67,7 +67,7 @@ def poetry(times: int, optimizer: str, pads: bool = False) -> dict[str, Any]:
 
 
 def ids_on_the_device() -> dict[str, Any]:
-    """An embedding and both losses whose ids nobody has seen on the host."""
+    """An embedding and both losses with ids that were never on the host."""
     embedding = minidl.Embedding(TOKENS, WIDTH, backend="cupy", rng=0)
     head = minidl.LinearCrossEntropy(WIDTH, TOKENS, backend="cupy", rng=0)
     ids = minidl.to_backend(np.arange(20, dtype=np.int32), "cupy")

@@ -1,14 +1,14 @@
-"""The real CuPy on the CPU: a Python that has it, the modes it runs in, and a count of what reaches the device.
+"""The real CuPy on the CPU: a Python that has it, the modes it runs in, and a count of the device calls.
 
     subprocess.run([emulator.python(), "program.py"], env=emulator.environment("guarded"))
 
-and in a program that is run so:
+and in such a program:
 
     with emulator.trace() as calls:
         y, cache = layer.forward(x)
     print(calls.launches, calls.products, calls.syncs)
 
-It is built when first asked for, which takes about a minute; README.md says how it works and what it can show.
+It is built on first use, which takes about a minute; README.md says how it works and what it can show.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from emulator_build import Unavailable
 __all__ = ["MODES", "Calls", "Unavailable", "environment", "is_here", "python", "run", "trace"]
 
 MODES = {
-    "plain": "work is done at once and in order",
-    "reversed": "the last block and the last thread first: what depends on the order of threads shows",
-    "deferred": "work is done only when the host waits: a value that is read too early shows",
-    "guarded": "each array between guard pages, NaN at first: reads out of bounds or of what was never written show",
-    "idle": "kernels and products are counted and not run: what a step costs the host alone",
+    "plain": "runs work at once and in order",
+    "reversed": "runs the last block and thread first: reveals results that depend on thread order",
+    "deferred": "runs work only when the host waits: reveals values read too early",
+    "guarded": "puts arrays between guard pages, filled with NaN: reveals reads out of bounds or of unwritten memory",
+    "idle": "counts kernels and products without running them: shows the host's cost of a step",
 }
 
 
@@ -43,16 +43,16 @@ def _folders() -> tuple[Path, Path]:
 
 
 def python() -> str:
-    """The Python to run. Raises Unavailable where the emulator cannot be built."""
+    """The Python to run. Raises Unavailable if the emulator cannot be built."""
     return str(build.python_of(_folders()[0]))
 
 
 def environment(mode: str = "plain") -> dict[str, str]:
-    """The variables to run it with: those of this process, with all that concerns the emulator set anew."""
+    """The environment variables to run it with: this process's, with the emulator's own variables replaced."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     driver = _folders()[1]
-    path = [build.HERE / "start", build.HERE, build.ROOT]  # the last: minidl as it stands beside these files
+    path = [build.HERE / "start", build.HERE, build.ROOT]  # ROOT: minidl from the same checkout
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, path)),
         "MINIDL_EMULATOR": str(driver),
@@ -64,20 +64,20 @@ def environment(mode: str = "plain") -> dict[str, str]:
 
 
 def run(*arguments: object, mode: str = "plain", timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run the emulator's Python with these arguments, its output captured."""
+    """Run the emulator's Python with these arguments and capture its output."""
     command = [python(), *map(str, arguments)]
     options = {"capture_output": True, "text": True, "encoding": "utf-8", "errors": "replace"}
     return subprocess.run(command, env=environment(mode), timeout=timeout, check=False, **options)  # type: ignore[call-overload]
 
 
 def is_here() -> bool:
-    """Whether this process is one that runs on the emulator."""
+    """Whether this process runs on the emulator."""
     return bool(os.environ.get("MINIDL_EMULATOR"))
 
 
 @dataclass
 class Calls:
-    """What reached the device within a `trace`. The first fields are in the order of `Call` in driver/emulator.h."""
+    """The device calls within a `trace`. All fields but the last are in the order of `Call` in driver/emulator.h."""
 
     launches: int = 0  # kernels
     products: int = 0  # cuBLAS
@@ -85,20 +85,20 @@ class Calls:
     copies_to_host: int = 0
     copies_on_device: int = 0
     fills: int = 0
-    syncs: int = 0  # the host waited
-    allocations: int = 0  # memory from the driver; what CuPy's pool had already is not counted
+    syncs: int = 0  # waits of the host
+    allocations: int = 0  # memory from the driver; reuse within CuPy's pool is not counted
     host_allocations: int = 0  # pinned memory
-    record: list[str] = field(default_factory=list)  # all of it in order, such as "product: 4x8x3"
+    record: list[str] = field(default_factory=list)  # every call in order, such as "product: 4x8x3"
 
     @property
     def device_calls(self) -> int:
-        """What is queued for the device to compute: kernels, products, and copies and fills of its own memory."""
+        """The work queued on the device: kernels, products, and copies and fills of its own memory."""
         return self.launches + self.products + self.copies_on_device + self.fills
 
 
 @contextlib.contextmanager
 def trace() -> Iterator[Calls]:
-    """Counts what the block sends to the device; the numbers are there once it has ended. Blocks do not nest."""
+    """Count the device calls of the block; the numbers are set when it ends. Blocks do not nest."""
     if not is_here():
         raise RuntimeError("nothing can be counted here: this Python was not started with emulator.environment()")
     driver = ctypes.CDLL(str(Path(os.environ["MINIDL_EMULATOR"]) / "lib" / "libcuda.so.1"))

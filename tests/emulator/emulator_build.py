@@ -1,6 +1,6 @@
-"""Makes the emulator: an environment with the real CuPy, and the libraries that stand in for the driver and cuBLAS.
+"""Builds the emulator: an environment with the real CuPy, and libraries that replace the driver and cuBLAS.
 
-Both lie in a cache folder and are made anew when what they are made of changes; see README.md.
+Both are kept in a cache folder and rebuilt when their inputs change; see README.md.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ROOT = HERE.parents[1]
 CUPY = "14.2.0"
 PACKAGES = [
     f"cupy-cuda12x=={CUPY}",
-    "nvidia-cuda-nvrtc-cu12==12.9.*",  # the last series that knows sm_70
+    "nvidia-cuda-nvrtc-cu12==12.9.*",  # the last series that supports sm_70
     "nvidia-cuda-runtime-cu12==12.9.*",  # headers
     "nvidia-cuda-nvcc-cu12==12.9.*",  # more headers, and ptxas
-    "cython==3.2.4",  # the one that CuPy was made with
+    "cython==3.2.4",  # the version that CuPy was built with
     "setuptools>=77",
     "wheel",
     "hypothesis>=6.100",
@@ -35,11 +35,11 @@ PACKAGES = [
 
 
 class Unavailable(RuntimeError):
-    """The emulator cannot be had here; the message says why."""
+    """The emulator is not available here; the message says why."""
 
 
 def cache_folder() -> Path:
-    """$MINIDL_EMULATOR_CACHE, or a folder in the user's cache."""
+    """$MINIDL_EMULATOR_CACHE, or a folder in the user's cache folder."""
     chosen = os.environ.get("MINIDL_EMULATOR_CACHE")
     if chosen:
         return Path(chosen).resolve()
@@ -49,9 +49,9 @@ def cache_folder() -> Path:
 
 
 def environment_folder() -> Path:
-    """An environment of its own with CuPy, NVRTC and all that minidl and its programs need."""
+    """A separate environment with CuPy, NVRTC and everything that minidl and its programs need."""
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
-        raise Unavailable("the emulator runs on Linux on x86-64 alone")
+        raise Unavailable("the emulator runs only on Linux on x86-64")
     if shutil.which("g++") is None:
         raise Unavailable("the emulator needs g++")
     settings = configparser.ConfigParser()
@@ -62,7 +62,7 @@ def environment_folder() -> Path:
 
 
 def driver_folder(environment: Path) -> Path:
-    """lib/ and ext/, compiled from driver/; device/; and kernels/, what has been compiled so far."""
+    """A folder with lib/ and ext/, compiled from driver/; device/; and kernels/, the kernels compiled so far."""
     sources = sorted(path for folder in ("driver", "device") for path in (HERE / folder).rglob("*.*"))
     parts = [environment.name, Path(__file__).read_text(encoding="utf-8"), _run("g++", "--version")]
     for path in [*sources, HERE / "start" / "compile_kernel.py"]:
@@ -75,7 +75,7 @@ def python_of(environment: Path) -> Path:
 
 
 def _made(name: str, made_of: Iterable[str], make: Callable[[Path], None]) -> Path:
-    """The folder `name`-<hash of what it is made of>; whole wherever it exists, though several may make it at once."""
+    """The folder `name`-<hash of its inputs>; always complete if it exists, even if several processes build it at once."""
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{name}-{digest}"
     if folder.exists():
@@ -105,12 +105,12 @@ def _make_driver(folder: Path, environment: Path) -> None:
     packages = Path(_python(environment, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     headers = [f"-I{packages / 'nvidia' / name / 'include'}" for name in ("cuda_runtime", "cuda_nvcc")]
 
-    # the driver, with what CuPy calls of the CUDA runtime
+    # the driver, with the CUDA runtime functions that CuPy calls
     sources = [HERE / "driver" / f"{name}.cpp" for name in ("work", "memory", "device", "kernels", "threads")]
     driver = lib / "libcuda.so.1"
     _compile(driver, *sources, *headers, "-Wl,-soname,libcuda.so.1", "-ldl")
 
-    # cuBLAS; its functions carry a version, which CuPy asks for. cublasLt is loaded beside it and never called.
+    # cuBLAS; CuPy asks for versioned symbols. cublasLt is loaded with it but never called.
     products, versions = work / "blas.o", work / "versions"
     versions.write_text("libcublas.so.12 { global: cublas*; };\n", encoding="utf-8")
     _compile(products, HERE / "driver" / "blas.cpp", "-c")
@@ -122,11 +122,11 @@ def _make_driver(folder: Path, environment: Path) -> None:
     )
     _compile(lib / "libcublasLt.so.12", "-x", "c++", os.devnull, "-Wl,-soname,libcublasLt.so.12")
 
-    # the one extension of CuPy's that has the CUDA runtime inside, from CuPy's own source but without it
+    # the one CuPy extension that contains the CUDA runtime, rebuilt from CuPy's own source without it
     source = _runtime_source(work, environment)
     include = _python(environment, "import sysconfig; print(sysconfig.get_path('include'))")
     suffix = _python(environment, "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
-    profiler = 'extern "C" int cudaProfilerStart(), cudaProfilerStop();\n'  # the one header that no package has
+    profiler = 'extern "C" int cudaProfilerStart(), cudaProfilerStop();\n'  # the only header that no package provides
     (work / "cuda_profiler_api.h").write_text(profiler, encoding="utf-8")
     runtime = work / "runtime.o"
     _compile(runtime, source, "-c", "-O0", f"-I{include}", *headers, f"-I{source.parent}", f"-I{work}")
@@ -137,12 +137,12 @@ def _make_driver(folder: Path, environment: Path) -> None:
 
 
 def _runtime_source(work: Path, environment: Path) -> Path:
-    """runtime.cpp, made by Cython from the source package of CuPy, beside the headers that it includes."""
+    """runtime.cpp, generated by Cython from CuPy's source package, next to the headers it includes."""
     options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--dest", work]
     _pip(environment, "download", *options, f"cupy=={CUPY}")
     _run("tar", "-xzf", work / f"cupy-{CUPY}.tar.gz", "-C", work)
     source = work / f"cupy-{CUPY}"
-    # as CuPy's own setup.py calls it, for CUDA 12
+    # the options of CuPy's own setup.py, for CUDA 12
     settings = "CUPY_CUDA_VERSION=12090,CUPY_HIP_VERSION=0,CUPY_USE_CUDA_PYTHON=0,CUPY_CUFFT_STATIC=0"
     directives = ["embedsignature=True", "c_api_binop_methods=True", "binding=False", "freethreading_compatible=True"]
     options = [part for directive in directives for part in ("-X", directive)]
@@ -153,13 +153,13 @@ def _runtime_source(work: Path, environment: Path) -> Path:
 
 
 def _symbols(*files: Path, pattern: str) -> set[str]:
-    """Names in the symbol tables: " U name" is called there, " T name" is defined."""
+    """Names in the files' symbol tables: " U name" is called, " T name" is defined."""
     dynamic = ["-D"] if files[0].suffix != ".o" else []
     return set(re.findall(pattern, _run("nm", *dynamic, *files)))
 
 
 def _refusals(file: Path, names: Iterable[str], error: int) -> Path:
-    """A source file in which each of these functions says that it is not emulated and returns `error`."""
+    """A source file in which each of these functions reports that it is not emulated and returns `error`."""
     lines = ["#include <cstdio>"]
     for name in sorted(names):
         text = f'fprintf(stderr, "emulator: {name} is not emulated\\n")'
@@ -170,7 +170,7 @@ def _refusals(file: Path, names: Iterable[str], error: int) -> Path:
 
 def _compile(output: Path, *arguments: object) -> None:
     kind = [] if "-c" in arguments else ["-shared"]
-    # fortified, longjmp would refuse to change stacks
+    # with fortification, longjmp would refuse to switch stacks
     _run("g++", "-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-w", "-fPIC", *kind, "-o", output, *arguments)
 
 
@@ -179,16 +179,16 @@ def _python(environment: Path, code: str) -> str:
 
 
 def _pip(environment: Path, command: str, *arguments: object) -> None:
-    # READTHEDOCS: else CuPy's source package looks for a CUDA toolkit when its name and version are asked for
+    # without READTHEDOCS, CuPy's source package looks for a CUDA toolkit even to report its name and version
     settings = os.environ | {"READTHEDOCS": "True", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     try:
         _run(python_of(environment), "-m", "pip", command, "--quiet", *arguments, env=settings)
     except RuntimeError as error:
-        raise Unavailable(f"the emulator's packages cannot be had: {error}") from error
+        raise Unavailable(f"the emulator's packages cannot be installed: {error}") from error
 
 
 def _run(*command: object, **options: object) -> str:
-    """Standard output of `command`; RuntimeError with the last lines of its complaint if it fails."""
+    """The standard output of `command`; RuntimeError with the last lines of its error output if it fails."""
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", errors="replace", **options)  # type: ignore[call-overload]
     if done.returncode:

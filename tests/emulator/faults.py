@@ -1,7 +1,7 @@
-"""Programs with a fault each, for test_emulator_faults.py: `faults.py NAME` prints the numbers that come out.
+"""Programs with one fault each, for test_emulator_faults.py: `faults.py NAME` prints the resulting numbers.
 
-Each looks right when work is done at once and in order. In the mode that is there for it, the numbers are wrong or
-the program dies.
+Each looks right if work runs at once and in order. In the mode that reveals it, the numbers are wrong or the program
+dies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def kernel(name: str, body: str) -> Any:
 INDEX = "int i = blockIdx.x * blockDim.x + threadIdx.x;"
 CHAIN = f"{INDEX} if (i < n) y[i] = i ? y[i - 1] + 1 : 0;"
 NEIGHBOUR = "__shared__ float s[8]; int i = threadIdx.x; s[i] = x[i]; {} y[i] = i ? s[i - 1] : s[i];"
-COPY = f"{INDEX} if (i <= n) y[i] = x[i];"  # one too many
+COPY = f"{INDEX} if (i <= n) y[i] = x[i];"  # one element too many
 LATE = f"{INDEX} if (i <= n) y[i] = 1;"
 DIVERGED = "if (threadIdx.x < 4) __syncthreads(); y[threadIdx.x] = x[threadIdx.x]; __syncthreads();"
 
@@ -50,7 +50,7 @@ def a_missing_barrier() -> Any:
 
 
 def no_fault() -> Any:
-    """The last one with its barrier."""
+    """a_missing_barrier with its barrier."""
     x, y = arrays(8)
     kernel("neighbour", NEIGHBOUR.format("__syncthreads();"))((1,), (8,), (x, y, np.int32(8)))
     return y
@@ -73,7 +73,7 @@ def a_source_that_changes_before_it_was_copied() -> Any:
 
 
 def used_memory(n: int) -> None:
-    """Some memory in the pool, so that what comes next looks as if it had been cleared."""
+    """Leave zeros in the pool, so that the next allocation looks cleared."""
     blocks = [cupy.zeros(n, np.float32) for _ in range(3)]
     del blocks
 
@@ -86,7 +86,7 @@ def a_read_past_the_end() -> Any:
 
 
 def a_write_past_the_end() -> Any:
-    """Within the few bytes that keep a block aligned: seen when it is freed."""
+    """A write into a block's few bytes of alignment padding: detected when it is freed."""
     x, y = arrays(7)
     kernel("late", LATE)((1,), (16,), (x, y, np.int32(7)))
     cupy.cuda.Device().synchronize()

@@ -1,4 +1,4 @@
-"""The programs for a GPU on the emulator: what they count, and that they do not take it for a GPU."""
+"""The GPU benchmarks on the emulator: what they count, and that they do not mistake it for a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step may cost: calls of the device, waits of the host, memory from the driver. All counted exactly."""
+"""The budget of a step: device calls, waits of the host, memory from the driver. All counted exactly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def counts() -> Any:
 
 
 def a_time_step(short: dict[str, Any], long: dict[str, Any]) -> float:
-    """Device calls that each further time step costs."""
+    """Device calls for each additional time step."""
     return float(long["device_calls"] - short["device_calls"]) / (LONG - SHORT)
 
 

@@ -1,4 +1,4 @@
-"""What is built is built anew when what it is made of changes, once, and whole or not at all."""
+"""The emulator is rebuilt when its inputs change, only once, and completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENVIRONMENT = Path("environment-of-this-test")
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Each folder that is made; in place of the compiler's work, a file is put there."""
+    """The folders that are built; a placeholder file replaces the compiled libraries."""
     found: list[Path] = []
 
     def make(folder: Path, environment: Path) -> None:
@@ -31,7 +31,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.mark.parametrize("file", ["driver/blas.cpp", "device/cupy/atomics.cuh", "start/compile_kernel.py"])
-def test_a_change_builds_anew_and_nothing_else_does(file: str, made: list[Path], tmp_path: Path) -> None:
+def test_a_change_builds_again_and_nothing_else_does(file: str, made: list[Path], tmp_path: Path) -> None:
     first = emulator_build.driver_folder(ENVIRONMENT)
     assert emulator_build.driver_folder(ENVIRONMENT) == first and len(made) == 1
     source = tmp_path / "sources" / file
@@ -57,7 +57,7 @@ def test_what_fails_leaves_nothing(made: list[Path], tmp_path: Path, monkeypatch
     assert (emulator_build.driver_folder(ENVIRONMENT) / "lib").exists()
 
 
-def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_reason_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(emulator_build.Unavailable, match=r"g\+\+"):
         emulator_build.environment_folder()

@@ -1,4 +1,4 @@
-"""Each mode catches what it is there for, NVRTC catches its part, and what cannot be emulated is refused."""
+"""Each mode catches the faults it is for, NVRTC rejects invalid CUDA, and what cannot be emulated is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.cupy
 COUNTED = [float(i) for i in range(8)]
 SHIFTED = [0.0, *COUNTED[:-1]]
 
-# name: (what comes out where nobody notices, the mode that shows it)
+# name: (the result in plain mode, the mode that reveals the fault)
 SEEN: dict[str, tuple[list[float], str]] = {
     "threads_that_read_what_others_write": (COUNTED, "reversed"),
     "blocks_that_read_what_others_write": (COUNTED, "reversed"),
@@ -23,7 +23,7 @@ SEEN: dict[str, tuple[list[float], str]] = {
     "a_source_that_changes_before_it_was_copied": (COUNTED, "deferred"),
     "memory_that_was_never_written": (COUNTED, "guarded"),
 }
-# name: (what comes out, the mode that dies of it, what it says)
+# name: (the result in plain mode, the mode in which the program dies, its message)
 DEADLY: dict[str, tuple[list[float], str, str]] = {
     "a_read_past_the_end": (COUNTED, "guarded", "out of bounds in the kernel copy"),
     "a_write_past_the_end": ([1.0] * 7, "guarded", "something was written past the end of a block of 28 bytes"),

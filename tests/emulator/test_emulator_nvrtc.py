@@ -1,4 +1,4 @@
-"""Every kernel compiles for every kind of GPU that minidl names, and keeps its values in registers."""
+"""Every kernel compiles for every GPU architecture that minidl names, and keeps its values in registers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_all_kernels_for_all_architectures() -> None:
     each = {f"{name} for {a}": answer for name, several in answers.items() for a, answer in several.items()}
     assert not {name: answer["error"] for name, answer in each.items() if "error" in answer}
     spilled = [name for name, answer in each.items() if answer["spilled"]]
-    assert not spilled, "values that do not fit into registers go by way of slow memory"
+    assert not spilled, "values that do not fit into registers are spilled to slow memory"
 
 
 def test_an_error_is_seen_on_every_architecture() -> None:

@@ -1,4 +1,4 @@
-"""All of tests/gpu on the emulator, once in each mode."""
+"""All of tests/gpu on the emulator, once per mode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUITE = ROOT / "tests" / "gpu"
 
 @pytest.mark.parametrize("mode", ["plain", "reversed", "deferred", "guarded"])
 def test_the_suite_of_a_device(mode: str) -> None:
-    # --capture=sys: what the driver says on stderr is seen at once, even if the process then dies
+    # --capture=sys: the driver's messages on stderr appear at once, even if the process then dies
     options: list[object] = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "--capture=sys"]
     options += ["--ignore", SUITE / "test_gpu_hardware.py"]
     done = emulator.run("-m", "pytest", *options, SUITE, mode=mode)
@@ -27,7 +27,7 @@ def test_the_suite_of_a_device(mode: str) -> None:
 
 
 def test_training_gives_the_same_bits_whatever_the_order_of_threads() -> None:
-    """Sums by atomic additions would not: the order in which threads come to them is another in every run."""
+    """Sums by atomic additions would fail: threads reach them in a different order on every run."""
     done = [emulator.run(Path(__file__).with_name("bits.py"), mode=mode) for mode in ("plain", "reversed")]
     assert all(each.returncode == 0 for each in done), done
     plain, turned = (json.loads(each.stdout) for each in done)

@@ -1,4 +1,4 @@
-"""Values of the device held against NumPy's, and how far they were apart at most."""
+"""Compares device values with NumPy's and records the largest difference."""
 
 from __future__ import annotations
 

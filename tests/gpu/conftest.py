@@ -1,4 +1,4 @@
-"""For the tests that need a CUDA device: a GPU, or the emulator under tests/emulator, which runs all of this folder."""
+"""Fixtures for tests that need a CUDA device: a GPU, or the emulator in tests/emulator, which runs this folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints saved on one backend and loaded on the other, a resumed run, and ids sampled from the device's logits."""
+"""Checkpoints saved on one backend and loaded on the other, resumed runs, and ids sampled from device logits."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_checkpoint_of_either_side_is_loaded_bit_for_bit(
 
 
 @every_optimizer
-def test_a_run_that_is_resumed_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_a_run_that_is_resumed_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
     whole = make(name, "cupy")
     train(*whole, range(2))
     minidl.save(tmp_path / "run", tensors_of(*whole), {})

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the sizes of the poetry example, and the same bits from threads that really run at once."""
+"""Tests that need a real GPU: the poetry example's sizes, and the same bits from truly parallel threads."""
 
 from __future__ import annotations
 

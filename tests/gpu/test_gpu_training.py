@@ -1,6 +1,6 @@
-"""Complete training steps of a model of all layers, each step from NumPy's weights and gradients.
+"""Complete training steps of a model with every layer, each starting from NumPy's weights and gradients.
 
-Step by step because rounding grows: Adam divides by the root of a sum of squares that may be next to nothing.
+Step by step because rounding errors grow: Adam divides by the root of a sum of squares that may be almost zero.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def test_clipping_leaves_small_gradients_alone(max_norm: float) -> None:
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @every_optimizer
-def test_a_gradient_that_is_not_finite_is_left_out_and_told(name: str, value: float, clip: bool) -> None:
+def test_a_gradient_that_is_not_finite_is_left_out_and_reported(name: str, value: float, clip: bool) -> None:
     _, device = twins(Model, TOKENS, 6, 9)
     optimizer = OPTIMIZERS[name](device.parameters())
     arrays = [*(p.data for p in device.parameters()), *optimizer.state.values()]

@@ -1,4 +1,4 @@
-"""Which library an array belongs to, and what is done with it."""
+"""minidl.backend: an array's library, and moving arrays between the host and a device."""
 
 from __future__ import annotations
 

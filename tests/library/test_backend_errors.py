@@ -1,4 +1,4 @@
-"""What is said where CuPy cannot work, and that `python -m minidl.backend` says it: by broken doubles of CuPy."""
+"""Error messages when CuPy cannot work, also from `python -m minidl.backend`, tested with broken doubles of CuPy."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ BROKEN: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"ones": refuses_a_file},
         ["first kernel", "Permission denied: '/home/me/.cupy/tmp1'", "CUPY_CACHE_DIR must name a writable folder"],
     ),
-    "a GPU that others have filled, as cuBLAS tells it": (
+    "a GPU that others have filled, as cuBLAS reports it": (
         {"ndarray.__matmul__": fails("CUBLAS_STATUS_ALLOC_FAILED")},
         ["first matrix product", "memory is full", "nvidia-smi"],
     ),
@@ -158,7 +158,7 @@ def break_it(cupy: Any, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_wrong_is_told_in_one_line_with_its_remedy(
+def test_what_is_wrong_is_reported_in_one_line_with_its_remedy(
     case: str, cupy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes, words = BROKEN[case]
@@ -181,7 +181,7 @@ def test_a_healthy_cupy_is_looked_at_once(cupy: Any, monkeypatch: pytest.MonkeyP
     assert backend.get("cupy") is another, "an answer is of one module only"
 
 
-def test_hidden_devices_are_told_of(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_devices_are_reported(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     cupy.cuda.runtime.getDeviceCount = lambda: 0
     with refuses(minidl.BackendError, "finds none", "unset CUDA_VISIBLE_DEVICES", "'-1'"):
@@ -247,7 +247,7 @@ def test_a_folder_that_cupy_left_behind(unlooked: None, tmp_path: Path, monkeypa
     try:
         with refuses(minidl.BackendError, "'cupy'", "folder", str(tmp_path / "cupy"), "delete"):
             backend.get("cupy")
-        assert minidl.to_host(np.zeros(2)).shape == (2,)  # NumPy goes on working beside it
+        assert minidl.to_host(np.zeros(2)).shape == (2,)  # NumPy still works
     finally:
         sys.modules.pop("cupy", None)
 
@@ -320,7 +320,7 @@ def test_the_report_finds_wrong_results(
     assert "wrong results" in err and len(err.splitlines()) == 1
 
 
-def test_the_report_is_a_program_that_tells_what_lacks_in_one_line(tmp_path: Path) -> None:
+def test_the_report_is_a_program_that_says_what_is_missing_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cupy.py").write_text("raise OSError('libcudart')", encoding="utf-8")
     path = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = ['backend']; "
     program = path + "import runpy; runpy.run_module('minidl.backend', run_name='__main__')"

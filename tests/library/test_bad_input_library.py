@@ -1,6 +1,6 @@
-"""Bad input to all that minidl exports: a documented error in one line that names the argument, and nothing changed.
+"""Bad input to everything minidl exports: a documented one-line error that names the argument, and no side effects.
 
-Each public function has a Subject in public_functions.py; one that is missing there fails the first tests.
+Each public function has a Subject in public_functions.py; the first tests fail if one is missing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def test_every_parameter_is_in_the_table_and_the_good_arguments_are_good(name: s
 
 
 @pytest.mark.parametrize(("name", "parameter"), PARAMETERS, ids=[f"{name}({key})" for name, key in PARAMETERS])
-def test_a_bad_argument_is_told_in_one_line_and_changes_nothing(name: str, parameter: str) -> None:
+def test_a_bad_argument_is_reported_in_one_line_and_changes_nothing(name: str, parameter: str) -> None:
     good, kind = made(name)[0].arguments[parameter]
     failures = []
     for what, value, error in kind(good):

@@ -1,4 +1,4 @@
-"""examples/char_lstm.py: one readable file that learns, carries its state, and runs on a GPU unchanged."""
+"""examples/char_lstm.py: it learns, carries its state, and runs unchanged on a GPU."""
 
 from __future__ import annotations
 

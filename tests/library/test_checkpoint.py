@@ -1,4 +1,4 @@
-"""save and load: what comes back, and that damage is found."""
+"""save and load: round trips, and detection of damage."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def test_the_digest_of_this_format_stays_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(("said", "told"), [("", "(MemoryError)"), ("x" * 300, f"({'x' * 200})")])
-def test_an_error_is_told_in_part_or_by_its_name(
+def test_an_error_is_reported_in_part_or_by_its_name(
     said: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(content: bytes) -> None:
@@ -323,7 +323,7 @@ def test_an_error_is_told_in_part_or_by_its_name(
 @pytest.mark.parametrize(
     ("value", "words"), [(np.nan, "holds values that are not finite"), (1 + 2j, "has dtype complex128")]
 )
-def test_a_long_name_is_told_in_part(tmp_path: Path, value: complex, words: str) -> None:
+def test_a_long_name_is_reported_in_part(tmp_path: Path, value: complex, words: str) -> None:
     with fails(tmp_path / "c", f"'{'n' * 100}' {words}"):
         minidl.save(tmp_path / "c", {"n" * 300: np.array([value])}, {})
 

@@ -1,4 +1,4 @@
-"""load, given files that were made to do harm, things that are no files, and files that go on changing."""
+"""load with malicious files, paths that are not files, and files that change while they are read."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "two in one place": (with_header({"a": tensor("U8", [2], 0, 2), "b": tensor("U8", [2], 1, 3)}, b"abc"), DAMAGED),
     "a hole": (with_header({"a": tensor("U8", [1], 1, 2)}, b"ab"), DAMAGED),
     "more at the end": (with_header({"a": tensor("U8", [1], 0, 1)}, b"ab"), DAMAGED),
-    "a dtype that unknown to NumPy": (with_header({"a": tensor("BF16", [1], 0, 2)}, b"ab"), "dtype 'BF16'"),
+    "a dtype unknown to NumPy": (with_header({"a": tensor("BF16", [1], 0, 2)}, b"ab"), "dtype 'BF16'"),
     "lists in lists": (with_header(b"[" * 1_000_000), DAMAGED),
     "objects in objects": (with_header(b'{"a":' * 200_000), DAMAGED),
     "not UTF-8": (with_header(b'{"\xff\xfe":{}}'), DAMAGED),

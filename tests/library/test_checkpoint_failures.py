@@ -1,4 +1,4 @@
-"""save, when the disk or the folder refuses: the old file stays whole, and nothing stays beside it."""
+"""save when the disk or the folder refuses: the old file stays intact, and no temporary file remains."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_file_system_without_fsync_for_folders_is_no_error(
 
 @posix
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fails_at_the_folder_is_told_and_the_new_file_is_there_whole(
+def test_a_disk_that_fails_at_the_folder_is_reported_and_the_new_file_is_there_whole(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     minidl.save(tmp_path / "c", *TINY)
@@ -218,7 +218,7 @@ def test_a_disk_that_takes_only_a_part_of_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, a disk that is always full")
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The new file is a link to /dev/full, which is opened as it stands; all after that is the kernel's doing."""
+    """The new file is a link to /dev/full and is opened as such; the kernel does the rest."""
     path = tmp_path / "c"
     minidl.save(path, *TINY)
     before = path.read_bytes()
@@ -312,7 +312,7 @@ def test_what_cannot_be_deleted_does_not_stop_a_save(tmp_path: Path, monkeypatch
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no umask")
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
 def test_the_file_is_as_readable_as_any_new_file(mask: int, tmp_path: Path) -> None:
-    """In a process of its own: the umask is the whole process's, which is why `save` does not set it to read it."""
+    """In a separate process: the umask belongs to the process, so `save` cannot read it by setting it."""
     code = f"""
         import os, minidl
         os.umask({mask})

@@ -1,6 +1,6 @@
-"""load, given thousands of files that something happened to: each is refused in one line, or is what was saved.
+"""load with thousands of damaged files: each is refused in one line, or returns what was saved.
 
-1,500 files; with MINIDL_THOROUGH=1 in the environment 30,000, and how each kind fared is printed (pytest -s).
+1,500 files, or 30,000 with MINIDL_THOROUGH=1 in the environment; results by kind are printed (pytest -s).
 """
 
 from __future__ import annotations

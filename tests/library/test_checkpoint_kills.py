@@ -1,6 +1,6 @@
-"""Processes that are killed while they save: the last checkpoint is there, whole.
+"""Processes killed while they save: the last checkpoint is intact.
 
-20 kills; with MINIDL_THOROUGH=1 in the environment 400, and what they met is printed (pytest -m slow -s).
+20 kills, or 400 with MINIDL_THOROUGH=1 in the environment; the outcomes are printed (pytest -m slow -s).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What makes the layers fast on NumPy, each held to the plain form of what it computes."""
+"""The fast NumPy kernels, each checked against a plain implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""minidl/kernels/cpu/lstm.py, each function held to a plain loop or formula. A wrong cut may still train."""
+"""minidl/kernels/cpu/lstm.py, each function checked against a plain loop or formula. A wrong cut may still train."""
 
 from __future__ import annotations
 

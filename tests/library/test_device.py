@@ -1,4 +1,4 @@
-"""Training on CuPy, by its double: NumPy's numbers, no hidden waiting, nothing applied that is not finite."""
+"""Training on CuPy's double: NumPy's numbers, no hidden waits, and gradients that are not finite are never applied."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_the_same_seed_gives_the_same_model_and_the_same_mask() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("clip", [True, False])
 @every_optimizer
-def test_a_gradient_that_is_not_finite_is_left_out_and_told_with_the_next_value(
+def test_a_gradient_that_is_not_finite_is_left_out_and_reported_with_the_next_value(
     make: Any, clip: bool, value: float, cupy: Any
 ) -> None:
     model = Model("cupy", "float32")
@@ -201,13 +201,13 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_told_with_the_next_value(
     with refuses(FloatingPointError, "not finite", "1 optimizer step"):
         minidl.to_host(losses[-1])
     assert optimizer.steps == 2, "the step that was left out must not count"
-    assert minidl.to_host(losses[-1]) > 0  # told once
+    assert minidl.to_host(losses[-1]) > 0  # reported once
     train(model, optimizer, 1, "cupy")
     assert optimizer.steps == 3
     assert all(np.isfinite(values).all() for values in model.state_dict().values())
 
 
-def test_several_bad_steps_are_told_together_and_good_ones_in_between_count() -> None:
+def test_several_bad_steps_are_reported_together_and_good_ones_in_between_count() -> None:
     model = Model("cupy", "float32")
     optimizer = minidl.Adam(model.parameters())
     for value in (1.0, np.nan, 1.0, np.inf, np.nan):
@@ -218,7 +218,7 @@ def test_several_bad_steps_are_told_together_and_good_ones_in_between_count() ->
     assert optimizer.steps == 2
 
 
-def test_a_bad_step_is_told_before_a_checkpoint_is_made_of_it() -> None:
+def test_a_bad_step_is_reported_before_a_checkpoint_is_made_of_it() -> None:
     for make in OPTIMIZERS.values():
         model = Model("cupy", "float32")
         optimizer = make(model.parameters())
@@ -284,7 +284,7 @@ def test_two_models_parameters_in_one_optimizer_are_one_step_still(cupy: Any) ->
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("clip", [True, False])
-def test_large_gradients_are_applied_or_told_but_never_dropped(clip: bool, dtype: str) -> None:
+def test_large_gradients_are_applied_or_reported_but_never_dropped(clip: bool, dtype: str) -> None:
     """Finite, though their squares overflow: NumPy applies them, a device may leave them out and say so."""
     large = 1e30 if dtype == "float32" else 1e200
     parameter = minidl.Parameter(minidl.to_backend(np.ones(4, dtype), "cupy"))
@@ -380,7 +380,7 @@ def test_a_checkpoint_of_either_side_is_loaded_bit_for_bit(
     assert all(minidl.backend.is_device(p.data) == (loaded_on == "cupy") for p in again.parameters())
     for trained, by, where in ((model, optimizer, made_on), (again, optimizer_again, loaded_on)):
         train(trained, by, 1, where)
-    for name, values in model.state_dict().items():  # it goes on where it stood
+    for name, values in model.state_dict().items():  # it resumes where it stopped
         np.testing.assert_allclose(again.state_dict()[name], values, rtol=1e-4, atol=1e-5)
 
 
@@ -471,7 +471,7 @@ def test_what_the_host_must_have_is_asked_for_in_one_line(cupy: Any) -> None:
             minidl.gradcheck(*arguments)
 
 
-def test_a_copied_optimizer_tells_of_bad_steps_too() -> None:
+def test_a_copied_optimizer_reports_bad_steps_too() -> None:
     optimizer = copy.deepcopy(minidl.SGD([minidl.Parameter(minidl.to_backend(np.ones(3), "cupy"))], 0.1))
     optimizer.params[0].grad[...] = np.nan
     optimizer.step()
@@ -611,7 +611,7 @@ def test_the_loss_alone_is_the_hosts() -> None:
     assert values[1] == pytest.approx(values[0], rel=1e-12)
 
 
-def test_dropout_on_a_device_takes_the_rows_it_is_told() -> None:
+def test_dropout_on_a_device_takes_the_rows_it_is_given() -> None:
     packing, masks = minidl.Packing([3], step=2, rows=np.array([7, 0, 2**40])), []
     for name in ("numpy", "cupy"):
         layer = minidl.Dropout(0.5, dtype="float64", backend=name, rng=0)

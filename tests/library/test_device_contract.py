@@ -1,4 +1,4 @@
-"""The layers' contract on CuPy, by its double: as on NumPy, in everything that is promised."""
+"""The layer contract on CuPy's double: the same as on NumPy."""
 
 from __future__ import annotations
 

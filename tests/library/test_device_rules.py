@@ -1,4 +1,4 @@
-"""Optimizers' rules on CuPy, by its double: a kernel where the class has its own lines, and NumPy's numbers always."""
+"""Optimizer rules on CuPy's double: a kernel if the class has its own CUDA lines, and always NumPy's numbers."""
 
 from __future__ import annotations
 

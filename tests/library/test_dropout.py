@@ -1,4 +1,4 @@
-"""Dropout: a mask that is a function of (seed, step, row, unit) and of nothing else."""
+"""Dropout: the mask is a function of only (seed, step, row, unit)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embedding: rows by id, and the gradient that adds up where an id comes twice."""
+"""Embedding: rows by id, and gradients that add up for repeated ids."""
 
 from __future__ import annotations
 

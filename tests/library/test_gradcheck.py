@@ -1,4 +1,4 @@
-"""gradcheck itself: it must pass what is right and, above all, refuse what is wrong."""
+"""gradcheck itself: it must accept correct gradients and, above all, reject wrong ones."""
 
 from __future__ import annotations
 

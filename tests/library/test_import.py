@@ -1,4 +1,4 @@
-"""What importing minidl costs and means: light, documented, and each module knowing only those below it."""
+"""Importing minidl: it is light, documented, and each module imports only those below it."""
 
 from __future__ import annotations
 

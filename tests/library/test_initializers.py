@@ -1,4 +1,4 @@
-"""Start values: their distributions, bounds and seeds."""
+"""Initializers: distributions, bounds and seeds."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ DRAWN: dict[str, Callable[[Any], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_a_seed_decides_and_a_generator_goes_on(name: str) -> None:
+def test_a_seed_decides_and_a_generator_continues(name: str) -> None:
     draw = DRAWN[name]
     assert draw(5).tobytes() == draw(5).tobytes() == draw(np.random.default_rng(5)).tobytes()
     assert draw(5).tobytes() != draw(6).tobytes()

@@ -1,4 +1,4 @@
-"""minidl.interop: weights as PyTorch's and back, in memory and in files, and what is refused."""
+"""minidl.interop: weights to PyTorch and back, in memory and in files, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels' launches, by the double of CuPy: what is refused, how many there are, the order of ids on a device."""
+"""Kernel launches on CuPy's double: what is refused, how many there are, and the order of ids on a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layer: how parameters are found and named, and state_dict."""
+"""Layer: finding and naming parameters, and state_dict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear: a product, a bias and their gradients."""
+"""Linear: the product, the bias and their gradients."""
 
 from __future__ import annotations
 

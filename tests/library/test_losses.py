@@ -1,4 +1,4 @@
-"""Softmax cross-entropy, by itself and fused with the projection before it."""
+"""Softmax cross-entropy, on its own and fused with the projection before it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """LSTM: its gradients, its states, packed rows and chunks.
 
-What it computes, forward and backward, is judged by slow_reference.py in test_properties.py and by the formulas in
-test_lstm_formulas.py.
+Its results, forward and backward, are checked against slow_reference.py in test_properties.py and against the formulas
+in test_lstm_formulas.py.
 """
 
 from __future__ import annotations

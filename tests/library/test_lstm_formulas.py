@@ -1,12 +1,12 @@
-"""Every formula of docs/lstm-gradients.md, each in a test of its own.
+"""Every formula in docs/lstm-gradients.md, one test each.
 
-A formula is a product of diag[...] and weight matrices. Its Jacobian, (H, *shape of what it derives by), must
-be the same three ways:
+A formula is a product of diag[...] and weight matrices. Its Jacobian, (H, *shape of the variable), must agree
+when computed in three ways:
 
     formula    the product itself
-    minidl     rows out of LSTM.backward: a one-hot dL/dh_t in unit k gives row k
-    numerical  complex steps, Im f(v + 1e-30 i) / 1e-30, through the cell as written out in `step`: nothing
-               is subtracted, so this too is exact to float64's last digits
+    minidl     rows from LSTM.backward: a one-hot dL/dh_t in unit k gives row k
+    numerical  complex steps, Im f(v + 1e-30 i) / 1e-30, through the cell written out in `step`: nothing
+               is subtracted, so this too is exact to the last digits of float64
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
 
 
 def step(v: Values) -> tuple[np.ndarray, np.ndarray]:
-    """(h_t, c_t) of one row by the forward equations; a gate or c that stands in `v` is taken from there."""
+    """(h_t, c_t) of one row by the forward equations; a gate or c in `v` is taken from there."""
     z = np.concatenate([v["h_before"], v["x"]])
     i, f, o = (v[k] if k in v else sigmoid(v["W_" + k] @ z + v["b_" + k]) for k in "ifo")
     g = v["g"] if "g" in v else np.tanh(v["W_g"] @ z + v["b_g"])
@@ -125,7 +125,7 @@ def slopes(row: Row) -> Values:
     return {k: diag(getattr(row, k) * (1 - getattr(row, k))) for k in "ifo"} | {"g": diag(1 - row.g**2)}
 
 
-# The formulas of the report's Question 1, whole.
+# The complete formulas of the report's Question 1.
 
 
 def dh_do(r: Row) -> np.ndarray:

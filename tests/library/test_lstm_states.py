@@ -1,4 +1,4 @@
-"""LSTM: the state that forward leaves, the gradient that backward leaves beside it, a single step, and the packing."""
+"""LSTM: the final state, the gradient of the initial state, single steps, and the packing."""
 
 from __future__ import annotations
 

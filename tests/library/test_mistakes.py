@@ -1,6 +1,6 @@
-"""Mistakes that published LSTMs made, each with a case small enough to see by hand what it would break.
+"""Mistakes found in published LSTMs, each with a case small enough to check by hand.
 
-All weights are zero but those that the case is about, so the gates are functions of the biases alone.
+All weights are zero except those under test, so the gates depend only on the biases.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Optimizers and clip_grad_norm: rules, resume, blocks, refusals. PyTorch is the judge in test_oracle.py."""
+"""Optimizers and clip_grad_norm: rules, resuming, blocks, refusals. test_oracle.py compares them with PyTorch."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def test_a_gradient_that_is_not_finite_is_refused_before_anything_changes(make: 
     params[1].grad[3] = value
     with refuses(FloatingPointError, "p1", "(7,)", "not finite", keep=optimizer):
         optimizer.step()
-    train(optimizer, 2, 3)  # and it goes on
+    train(optimizer, 2, 3)  # and training continues
     assert optimizer.steps == 3
 
 

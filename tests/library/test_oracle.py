@@ -1,4 +1,4 @@
-"""minidl held against PyTorch in float64: against arrays it made always, live where it is installed."""
+"""minidl against PyTorch in float64: always against stored arrays, and live if PyTorch is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of a user's own: whatever the library does with its layers it does with these."""
+"""User-defined layers: the library treats them like its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameter, and the flat buffer that the parameters of a model share."""
+"""Parameter, and the flat buffer that a model's parameters share."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_a_copy_keeps_a_tie() -> None:
     assert len(twin.parameters()) == 2
 
 
-def test_a_model_copied_with_its_optimizer_goes_on_by_itself() -> None:
+def test_a_model_copied_with_its_optimizer_continues_by_itself() -> None:
     model = filled(minidl.Linear(3, 2, dtype="float64"))
     optimizer = minidl.Adam(model.parameters(), lr=0.1)
     for parameter in model.parameters():

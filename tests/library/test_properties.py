@@ -1,7 +1,7 @@
 """Layers and losses against slow_reference.py: random shapes, lengths, dtypes, memory layouts, threads and cuts.
 
-A result may differ from the reference by the rounding that the reference's own analysis allows, in eps of the dtype;
-see there. No other tolerance stands here. MINIDL_THOROUGH=1 draws more examples, and other ones each time.
+A result may differ from the reference only by the rounding that the reference's own analysis allows, in units of the
+dtype's eps. There is no other tolerance. MINIDL_THOROUGH=1 draws more examples, different ones each time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Optimizers, clip_grad_norm and sample against slow_reference.py, at random sizes, numbers and cuts."""
+"""Optimizers, clip_grad_norm and sample against slow_reference.py, with random sizes, values and cuts."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def test_rows_are_drawn_independently_from_their_own_logits() -> None:
     assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.1
 
 
-def test_a_seed_decides_and_a_generator_goes_on() -> None:
+def test_a_seed_decides_and_a_generator_continues() -> None:
     assert (draw(LOGITS, seed=1) == draw(LOGITS, seed=1)).all()
     assert (draw(LOGITS, seed=1) != draw(LOGITS, seed=2)).any()
     rng, logits = np.random.default_rng(1), np.tile(LOGITS, (50, 1))

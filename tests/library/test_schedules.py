@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the closed forms at their first, peak and last step, and resume."""
+"""Learning-rate schedules: closed forms at the first, peak and last step, and resuming."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_rate_is_a_function_of_the_step_and_positive(make: Callable[[Any], A
 
 @every_schedule
 @pytest.mark.parametrize("schedule_first", [True, False])
-def test_a_resumed_run_goes_on_exactly(make: Callable[[Any], Any], schedule_first: bool) -> None:
+def test_a_resumed_run_continues_exactly(make: Callable[[Any], Any], schedule_first: bool) -> None:
     """Whether the schedule is made before the optimizer's own state is loaded, or after it."""
     o = optimizer()
     schedule = make(o)

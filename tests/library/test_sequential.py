@@ -1,4 +1,4 @@
-"""Sequential: layers by the contract, one after the other."""
+"""Sequential: layers chained by the layer contract."""
 
 from __future__ import annotations
 

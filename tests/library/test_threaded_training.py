@@ -1,4 +1,4 @@
-"""Training on threads: the same bits from run to run, the same numbers at every count, in child processes too."""
+"""Training on threads: the same bits in every run, the same numbers at any thread count, also in child processes."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ with cut_for({n}):
     before = bits(train(Model(), RAGGED))
     reader, writer = os.pipe()
     def child(where):
-        signal.alarm(30)  # a child that waits for a thread it has not is ended by this
+        signal.alarm(30)  # ends a child that waits for a thread it does not have
         where = where if bits(train(Model(), RAGGED)) == before else "other bits"
         os.write(writer, (where + "\\n").encode())
         os._exit(0)

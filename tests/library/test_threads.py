@@ -1,4 +1,4 @@
-"""Threads: how work is cut, run and ended, with BLAS held to one thread; no failure leaves anything behind."""
+"""Threads: how work is cut, run and ended, with BLAS limited to one thread; failures leave nothing behind."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_an_error_is_raised_when_no_task_is_at_work_any_more(error: type[BaseExc
     with pytest.raises(error, match=f"task {bad}"):
         threads.run([partial(task, number) for number in range(4)])
     assert sorted([*ended, bad]) == sorted(begun)
-    assert threads.run([partial(int, k) for k in range(9)]) == list(range(9)), "the team goes on"
+    assert threads.run([partial(int, k) for k in range(9)]) == list(range(9)), "the team still works"
 
 
 @pytest.mark.parametrize("n", COUNTS)
@@ -258,7 +258,7 @@ def test_ctrl_c_waits_for_the_workers() -> None:
         _thread.interrupt_main()
         time.sleep(10)
 
-    # a process that was started in the background may have been told to ignore it
+    # a process started in the background may ignore it
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):

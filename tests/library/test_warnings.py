@@ -1,4 +1,4 @@
-"""Which warnings fail a test: those about this project's own code, and no other package's."""
+"""Which warnings fail a test: those from this project's code, not from other packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pool of work arrays: memory is used again, and never while an array or any view of it is alive."""
+"""The pool of work arrays: memory is reused, but never while an array or a view of it is alive."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def test_a_model_is_not_shrunk_onto_itself(trained: Path) -> None:
     assert (trained / "run" / "model.safetensors").read_bytes() == before
 
 
-def test_poems_that_stand_there_and_are_no_text_are_written_anew(here: Path) -> None:
+def test_poems_that_stand_there_and_are_no_text_are_written_again(here: Path) -> None:
     from evaluate_verse import kept_in
 
     for content in (b"\xff\xfe\n", "甲\n".encode("utf-16"), b"", bytes(9)):

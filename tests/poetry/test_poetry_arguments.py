@@ -308,7 +308,7 @@ def test_a_folder_of_the_users_stays_even_if_the_run_could_not_begin(here: Path)
 
 @pytest.mark.parametrize("option", ["--hidden-size", "--embedding-size"])
 @pytest.mark.parametrize("value", [10**15, 10**19, 10**40])
-def test_a_size_beyond_all_memory_is_told_in_one_line(here: Path, option: str, value: int) -> None:
+def test_a_size_beyond_all_memory_is_reported_in_one_line(here: Path, option: str, value: int) -> None:
     write_corpus(here / "corpus", pseudo_poems(100))
     outcome = run_program("train", "--corpus", "corpus", *SMALL, option, value, "--out", "out")
     assert outcome.code == 2 and ": error: " in outcome.err.splitlines()[-1]
@@ -316,7 +316,7 @@ def test_a_size_beyond_all_memory_is_told_in_one_line(here: Path, option: str, v
 
 
 @pytest.mark.parametrize("option", ["--count", "--max-length", "--top-k", "--seed"])
-def test_a_number_beyond_all_bounds_is_told_in_one_line_or_taken(here: Path, option: str) -> None:
+def test_a_number_beyond_all_bounds_is_reported_in_one_line_or_taken(here: Path, option: str) -> None:
     save_model(here / "m", small_model(), VOCABULARY, max_length=5)
     outcome = run_program("generate", "--model", "m", "--start", "月", option, 10**40)
     assert outcome.code == 0 or refused(outcome)

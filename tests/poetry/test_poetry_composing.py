@@ -7,7 +7,7 @@ from typing import Any
 from corpus.line_index import LineIndex
 from corpus.vocabulary import END, UNKNOWN, Vocabulary
 from model import PoemModel
-from verse.composing import Choice, _drawn_anew, compose
+from verse.composing import Choice, _resampled, compose
 from verse.judging import judge
 from verse.plans import Impossible, Plan, plan
 from verse.prosody import FORMS, Form
@@ -87,7 +87,7 @@ def test_lines_of_the_corpus_are_avoided_or_forbidden() -> None:
     assert all(judge(poem).kept for poem in written(asked(), 20, index=index, no_copy=True))
 
 
-def test_a_line_that_can_only_be_a_copy_is_told() -> None:
+def test_a_line_that_can_only_be_a_copy_is_reported() -> None:
     ending = "東"
     tokens = [token for token in VERSES.tokens if token not in EAST or token in "東風"]
     vocabulary = Vocabulary([token for token in tokens if token not in "陽光香長霜鄉牀山花天秋春心人來流看過思望"])
@@ -105,11 +105,11 @@ def test_candidates_are_drawn_in_proportion_to_their_weights() -> None:
                      out=np.full((2, 4), -np.inf))  # fmt: skip
     counts = np.zeros(8)
     for seed in range(400):
-        rows = _drawn_anew(weights.ravel(), 4, np.random.default_rng(seed))
+        rows = _resampled(weights.ravel(), 4, np.random.default_rng(seed))
         assert (rows[:4] < 4).all() and (rows[4:] == 7).all()
         counts += np.bincount(rows, minlength=8)
     assert counts[:4] / 400 == pytest.approx(4 * np.array([1, 2, 5, 0]) / 8, abs=0.1)
-    lost = _drawn_anew(np.full(4, -np.inf), 4, np.random.default_rng(0))
+    lost = _resampled(np.full(4, -np.inf), 4, np.random.default_rng(0))
     assert sorted(lost) == [0, 1, 2, 3]
 
 

@@ -107,7 +107,7 @@ class Killed(BaseException):
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_a_run_that_goes_on_has_every_step_once(epoch: int, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_continues_has_every_step_once(epoch: int, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed right before the epoch's checkpoint, when its events are written already, or right after."""
     save, saved = run_checkpoint.save, []
 
@@ -131,7 +131,7 @@ def test_a_run_that_goes_on_has_every_step_once(epoch: int, when: str, monkeypat
         assert shown == metrics and list(speeds[0]) == list(speeds[1]) == [1, 2, 3]
 
 
-def test_a_run_that_goes_on_in_a_new_folder_is_whole_there() -> None:
+def test_a_run_that_continues_in_a_new_folder_is_whole_there() -> None:
     assert run_program("train", *OPTIONS, "--out", "run").code == 0
     assert run_program("train", "--resume", "--out", "run", "--tensorboard", "logs").code == 0
     assert curves("logs") == of_metrics("run/metrics.jsonl")

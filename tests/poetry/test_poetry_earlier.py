@@ -23,7 +23,7 @@ import minidl
 EARLIER = Path(__file__).parents[1] / "reference" / "run_33d0738"
 
 
-def test_a_run_of_an_earlier_version_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_an_earlier_version_continues_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text").write_text("\n".join(pseudo_poems(120)), encoding="utf-8")
     (tmp_path / "run").mkdir()

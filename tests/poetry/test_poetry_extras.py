@@ -12,7 +12,7 @@ POETRY = Path(__file__).parents[2] / "examples" / "poetry"
 
 
 @pytest.mark.parametrize("program", ["train", "generate", "report", "evaluate_verse"])
-def test_missing_packages_are_told_with_the_remedy(program: str) -> None:
+def test_missing_packages_are_reported_with_the_remedy(program: str) -> None:
     command = [sys.executable, "-S", "-E", str(POETRY / f"{program}.py")]  # -S: without site-packages
     outcome = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     assert outcome.returncode == 2

@@ -135,7 +135,7 @@ def test_no_character_is_lost_on_the_page(tmp_path: Path, texts: list[Text]) -> 
     assert "".join(contents(texts)) == "".join(poems)
 
 
-def test_a_wide_page_goes_on_below(tmp_path: Path, texts: list[Text], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wide_page_continues_below(tmp_path: Path, texts: list[Text], capsys: pytest.CaptureFixture[str]) -> None:
     poems = ["甲乙丙丁，日月山夜。" * 20] * 7  # as long as a line of a text may be
     figures.draw_poems(tmp_path / "poems.png", poems)
     width, height = png_size(tmp_path / "poems.png")

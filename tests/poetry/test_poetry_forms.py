@@ -101,7 +101,7 @@ def test_no_copy_in_free_verse() -> None:
     assert sum(len(poem) == 5 for poem in after) > 30, "what would complete a line is forbidden, not cut off"
 
 
-def test_free_verse_avoids_copies_where_the_index_is_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_verse_avoids_copies_where_the_index_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = ["夜月", "山花", "春水", "夜月", "夜月", "夜月"]
     monkeypatch.setattr("verse.writing.write_poems", lambda *a, **k: pairs)
     assert poems("--count", 3) == pairs, "one for each without an index"
@@ -176,7 +176,7 @@ def test_no_copy_without_the_corpus_or_with_a_damaged_index(tmp_path: Path) -> N
         (("--form", "五絕", "--keyword", os.fsdecode(b"\xff")), ["--keyword"]),
     ],
 )
-def test_what_makes_no_sense_is_told_in_one_line(arguments: tuple[object, ...], words: list[str]) -> None:
+def test_what_makes_no_sense_is_reported_in_one_line(arguments: tuple[object, ...], words: list[str]) -> None:
     refused(generate(*arguments), *words)
 
 
@@ -257,13 +257,13 @@ def test_the_evaluation_in_small(tmp_path: Path) -> None:
     assert "writing" in outcome.err and again.err == "", "poems that are there are not written again"
 
 
-def test_a_model_that_knows_nothing_but_marks_is_told_of() -> None:
+def test_a_model_that_knows_nothing_but_marks_is_reported_of() -> None:
     marks = Vocabulary([BEGIN, END, UNKNOWN, *"，。"])
     save_model("marks.safetensors", verse_model(marks), marks, max_length=9)
     refused(run_program("generate", "--model", "marks.safetensors"), "nothing can be written", "only marks")
 
 
-def test_an_evaluation_of_a_model_that_knows_no_marks_is_told_in_one_line(tmp_path: Path) -> None:
+def test_an_evaluation_of_a_model_that_knows_no_marks_is_reported_in_one_line(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", MADE_UP * 8)
     letters = Vocabulary([BEGIN, END, UNKNOWN, *"abc"])
     save_model("letters.safetensors", verse_model(letters), letters, max_length=9)
@@ -299,7 +299,7 @@ def test_poems_of_marks_alone_have_no_figures() -> None:
         (),
     ],
 )
-def test_the_evaluation_tells_what_is_wrong_in_one_line(
+def test_the_evaluation_says_what_is_wrong_in_one_line(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "PRETRAINED", Path("none.safetensors"))

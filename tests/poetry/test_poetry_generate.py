@@ -110,7 +110,7 @@ def test_a_character_that_the_model_never_met_is_named(start: str, named: str) -
     assert "月" not in message
 
 
-def test_a_start_that_is_not_utf_8_is_told_in_one_line() -> None:
+def test_a_start_that_is_not_utf_8_is_reported_in_one_line() -> None:
     refused(generate("--start", os.fsdecode(b"\xff")), "--start")
 
 
@@ -148,7 +148,7 @@ def test_a_model_that_was_saved_without_a_length_can_write(model: Path) -> None:
     assert outcome.code in (0, 2) and "Traceback" not in outcome.err
 
 
-def test_what_is_no_model_is_told_in_one_line(model: Path, tmp_path: Path) -> None:
+def test_what_is_no_model_is_reported_in_one_line(model: Path, tmp_path: Path) -> None:
     data = model.read_bytes()
     refused(run_program("generate", "--model", "none.safetensors"), "none.safetensors", "cannot be read")
     refused(run_program("generate", "--model", tmp_path), str(tmp_path))

@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_without_the_model_that_it_began_with(first: Path, corpus_folder: Path) -> None:
+def test_a_run_continues_without_the_model_that_it_began_with(first: Path, corpus_folder: Path) -> None:
     options = ("--init-from", first, "--epochs", 2)
     assert train(corpus_folder, *options, "--out", "whole").code == 0
     with killed_after(12):
@@ -102,7 +102,7 @@ def test_all_ranks_begin_with_it(first: Path, corpus_folder: Path, here: Path) -
     assert loss == pytest.approx(losses("first")[1], rel=1e-5)
 
 
-def test_a_model_that_is_no_file_is_told_in_one_line(corpus_folder: Path) -> None:
+def test_a_model_that_is_no_file_is_reported_in_one_line(corpus_folder: Path) -> None:
     outcome = train(corpus_folder, "--init-from", ".", "--out", "again")
     assert outcome.code == 2 and "is a directory" in outcome.err.splitlines()[-1] and tree(Path(".")) == []
 

@@ -147,7 +147,7 @@ def test_pads_apart_have_the_same_gradient_as_all_in_one_loss() -> None:
     assert nats.real + nats.pads == pytest.approx(total.real, rel=1e-13)
 
 
-def test_real_targets_and_pads_are_told_apart_as_the_mask_says() -> None:
+def test_real_targets_and_pads_are_reported_apart_as_the_mask_says() -> None:
     model, rows = float64_model(), batch(True)
     h = model.body(rows.inputs, rows.packing)
     nats = -log_softmax(model.head.logits(h))[np.arange(len(rows.targets)), rows.targets]

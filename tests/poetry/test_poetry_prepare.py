@@ -69,7 +69,7 @@ def test_lines_in_pieces_are_those_of_the_whole_text(here: Path, chunk: int, mon
         assert sum(size for _, size in read) == len(whole.encode("utf-8"))
 
 
-def test_bytes_that_are_no_text_are_told_with_their_place(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_are_no_text_are_reported_with_their_place(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "CHUNK", 8)
     (here / "text").write_bytes("甲\n乙\n丙丁\n".encode() * 3 + b"ab\xffc\n")
     with pytest.raises(CorpusError, match="text is not UTF-8: byte 47, in line 10; "):
@@ -222,7 +222,7 @@ def test_options_of_the_tang_do_not_go_with_a_text(option: str) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 100, 2000])
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(text: Path, here: Path, size: int) -> None:
+def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing(text: Path, here: Path, size: int) -> None:
     resource = pytest.importorskip("resource", reason="a limit of POSIX")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

@@ -158,7 +158,7 @@ def test_more_bytes_than_there_should_be() -> None:
         prepared.load(folder)
 
 
-def test_lengths_that_ask_for_other_ids() -> None:
+def test_lengths_that_need_other_ids() -> None:
     folder = prepared_folder(poems_of_lengths(600))
     lengths = np.load(folder / "train.lengths.npy")
     lengths[0] += 1

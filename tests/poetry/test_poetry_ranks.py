@@ -196,7 +196,7 @@ def test_other_mapped_files_at_another_rank_are_refused(
 
 @pytest.mark.slow
 @with_mpi
-def test_a_run_goes_on_with_any_number_of_ranks(alone: Any, text: Path, tmp_path: Path) -> None:
+def test_a_run_continues_with_any_number_of_ranks(alone: Any, text: Path, tmp_path: Path) -> None:
     """With as many as before bit for bit, with others as near as ranks are to one process."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = options(text, "--optimizer", "adam", "--checkpoint-every", 2)

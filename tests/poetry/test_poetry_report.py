@@ -150,7 +150,7 @@ def test_its_models_can_be_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_does_not_tell_of_more_epochs_than_there_were(tmp_path: Path) -> None:
+def test_it_does_not_say_of_more_epochs_than_there_were(tmp_path: Path) -> None:
     report("--epochs", 1, "--out", "a")
     text = (tmp_path / "a" / "report.md").read_text(encoding="utf-8")
     assert "after 5 epochs" not in text
@@ -183,7 +183,7 @@ def test_the_same_seed_gives_the_same_report(tmp_path: Path) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_too_few_poems_are_told_in_one_line_and_nothing_stays(tmp_path: Path) -> None:
+def test_too_few_poems_are_reported_in_one_line_and_nothing_stays(tmp_path: Path) -> None:
     write_corpus(tmp_path / "few", pseudo_poems(8))
     message = refused(run_program("report", "--corpus", "few", "--out", "a"), "8 poems are too few")
     assert message.startswith("report.py: error: ")

@@ -89,7 +89,7 @@ def test_a_run_killed_twice_in_the_middle_of_epochs_ends_as_the_whole_one(
 
 
 @pytest.mark.slow
-def test_without_checkpoints_in_between_it_goes_on_at_the_epochs_beginning(corpus_folder: Path) -> None:
+def test_without_checkpoints_in_between_it_continues_at_the_epochs_beginning(corpus_folder: Path) -> None:
     train(*command(corpus_folder, "--out", "whole"))
     with killed_after(STEPS + 4):
         train(*command(corpus_folder, "--out", "cut"))
@@ -265,7 +265,7 @@ def test_other_poems_are_refused_and_the_same_ones_elsewhere_taken(
     assert train("--resume", "--out", stopped, "--corpus", here / "copy").code == 0
 
 
-def test_another_number_of_threads_is_told(stopped: Path) -> None:
+def test_another_number_of_threads_is_reported(stopped: Path) -> None:
     assert "was" not in train("--resume", "--out", stopped).err
     before = minidl.get_num_threads()
     minidl.set_num_threads(before + 1)

@@ -163,7 +163,7 @@ def test_an_ending_that_is_asked_for_is_not_there_for_another_line() -> None:
     assert all(judge(poem).kept for poem in walk(asked, more, 0, 8))
 
 
-def test_a_keyword_that_stands_already_is_not_put_there_again() -> None:
+def test_a_keyword_that_is_already_is_not_put_there_again() -> None:
     asked = plan(FIVE, VERSES.tokens, readings_of(VERSES.tokens), keyword="秋")
     line, column = next(place for place, _ in asked.spots if place[0] == 2)
     spot = [place for place, _ in asked.spots].index((line, column))
@@ -208,7 +208,7 @@ def test_what_cannot_be_is_refused_with_the_reason(wish: dict[str, str], words: 
     assert words in str(refusal.value)
 
 
-def test_a_model_without_the_marks_is_told_so() -> None:
+def test_a_model_without_the_marks_is_reported_so() -> None:
     tokens = [token for token in VERSES.tokens if token != "。"]
     with pytest.raises(Impossible, match="the mark 。"):
         plan(FIVE, tokens, readings_of(tokens))

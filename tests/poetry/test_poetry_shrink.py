@@ -46,7 +46,7 @@ def test_the_small_model_has_half_the_bytes_and_nearly_the_same_weights(folder: 
     assert (folder / "small" / line_index.FILE).read_bytes() == (folder / "run" / line_index.FILE).read_bytes()
 
 
-def test_it_tells_what_that_costs(folder: Path) -> None:
+def test_it_says_what_that_costs(folder: Path) -> None:
     err = shrink(folder).err
     told = [line for line in err.splitlines() if line.startswith("float")]
     assert [line.split()[0] for line in told] == ["float32", "float16"]

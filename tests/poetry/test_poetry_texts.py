@@ -165,7 +165,7 @@ def test_a_stray_nul_is_no_reason_to_refuse_a_text() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_the_place_is_told_of_a_pipe_too() -> None:
+def test_the_place_is_reported_of_a_pipe_too() -> None:
     os.mkfifo("pipe")
     content = ENGLISH.encode() * 2000 + b"\xff\n"
     writer = threading.Thread(target=lambda: Path("pipe").write_bytes(content))
@@ -175,7 +175,7 @@ def test_the_place_is_told_of_a_pipe_too() -> None:
     writer.join()
 
 
-def test_an_encoding_that_this_python_lacks_is_told() -> None:
+def test_an_encoding_that_this_python_lacks_is_reported() -> None:
     Path("text").write_bytes(b"a\n")
     with pytest.raises(CorpusError, match="text: this Python does not know the encoding elsewhere"):
         list(text_lines(Path("text"), "elsewhere"))

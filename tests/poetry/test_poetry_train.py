@@ -121,7 +121,7 @@ def test_stdout_holds_the_seven_poems_alone_and_so_does_the_file(run: tuple[Outc
             assert line.startswith(start) and set(line) <= set("甲乙丙丁日月山夜紅，。") and len(line) <= 10
 
 
-def test_stderr_tells_of_each_epoch_and_of_the_test(run: tuple[Outcome, Path]) -> None:
+def test_stderr_says_of_each_epoch_and_of_the_test(run: tuple[Outcome, Path]) -> None:
     err = run[0].err
     *epochs, last = jsonl(run[1] / "metrics.jsonl")
     for line in epochs:
@@ -470,7 +470,7 @@ def test_a_run_that_diverges_at_once_ends_in_one_line_and_leaves_the_folder_free
     assert train(corpus_folder, "--epochs", 1, "--out", "a").code == 0
 
 
-def test_a_hopeless_run_is_told_in_lines_of_ordinary_length(corpus_folder: Path) -> None:
+def test_a_hopeless_run_is_reported_in_lines_of_ordinary_length(corpus_folder: Path) -> None:
     # its loss stays finite, and its perplexity has three hundred digits
     outcome = train(corpus_folder, "--lr", "1e6", "--out", "a")
     assert "Traceback" not in outcome.err and "Warning" not in outcome.err
@@ -591,7 +591,7 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_best_model_is_there(
         ),
     ],
 )
-def test_memory_that_runs_out_is_told_with_a_remedy_and_loses_nothing(
+def test_memory_that_runs_out_is_reported_with_a_remedy_and_loses_nothing(
     here: Path, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, epochs: int, kept: str
 ) -> None:
     real, done = training.evaluate, []

@@ -127,7 +127,7 @@ def test_every_poem_comes_once_an_epoch(batch_size: int) -> None:
     assert all(batch.packing.batch_sizes[0] <= batch_size for batch in batches)
 
 
-def test_batches_are_of_like_lengths_and_shuffled_anew_each_epoch() -> None:
+def test_batches_are_of_like_lengths_and_shuffled_again_each_epoch() -> None:
     poems = [poem[: 1 + place % 9] for place, poem in enumerate(pseudo_poems(90))]
     task = packed_task([poems, poems[:9], poems[:9]], VOCABULARY, 10)
     rng = np.random.default_rng(0)
@@ -389,7 +389,7 @@ def test_an_absurd_learning_rate_ends_in_one_line_with_the_start_kept(name: str,
         diverge(name, clip)
 
 
-def test_divergence_is_told_without_numpys_warnings() -> None:
+def test_divergence_is_reported_without_numpys_warnings() -> None:
     diverge("adam", 1.0)  # warnings are errors here; to a user they would be ten more lines
 
 

@@ -29,7 +29,7 @@ BEGUN = (
 )
 UNREAD = 141  # the shell's exit code for a process ended by SIGPIPE
 NEVER_FAIL = ("backslashreplace", "ignore", "namereplace", "xmlcharrefreplace")  # error handlers of codecs
-GOES_ON = "; train.py --resume continues it"
+RESUME_HINT = "; train.py --resume continues it"
 
 
 class UsageError(Exception):
@@ -43,7 +43,7 @@ def require(package: str, extra: str) -> None:
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of every option that has one."""
+    """Shows all defaults other than None, False and empty text."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         none = action.default is None or action.default is False or action.default == ""
@@ -114,7 +114,7 @@ def results_folder(path: Path, resume: bool = False) -> Iterator[Path]:
         if resume and metrics and not checkpoint:
             raise UsageError(f"--out {path} holds a run without a checkpoint to resume; choose another folder")
         if not resume and (checkpoint or metrics is not None):
-            raise UsageError(f"--out {path} {TAKEN if metrics else BEGUN}{GOES_ON if checkpoint else ''}")
+            raise UsageError(f"--out {path} {TAKEN if metrics else BEGUN}{RESUME_HINT if checkpoint else ''}")
     with output_folder(path):
         yield path
 

@@ -127,7 +127,7 @@ def _compose(
         writer.mark(vocabulary.ids[plan.form.mark(line)])
         writer.rules.end_line()
         if line + 1 < plan.form.lines:
-            writer.keep(_drawn_anew(writer.weights, candidates, rng))
+            writer.keep(_resampled(writer.weights, candidates, rng))
     writer.mark(vocabulary.ids[END])
     scores = np.where(np.isfinite(writer.weights), writer.log_probability, -np.inf).reshape(count, candidates)
     best = scores.argmax(axis=1) + np.arange(count) * candidates
@@ -214,7 +214,7 @@ def _taken(state: Any, rows: np.ndarray) -> Any:
     return tuple(_taken(part, rows) for part in state) if isinstance(state, (tuple, list)) else state[rows]
 
 
-def _drawn_anew(weights: np.ndarray, candidates: int, rng: np.random.Generator) -> np.ndarray:
+def _resampled(weights: np.ndarray, candidates: int, rng: np.random.Generator) -> np.ndarray:
     """Rows of candidates, resampled by weight within each poem (systematic resampling)."""
     groups = weights.reshape(-1, candidates)
     top = groups.max(axis=1, keepdims=True)

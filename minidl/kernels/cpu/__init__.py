@@ -1,7 +1,7 @@
 """How the layers are made fast on NumPy; every tuning constant is in `cuts`.
 
 How much longer a training step takes without each of them, on two cores, for the model in benchmarks/ (or the poems'
-best recipe) that loses most:
+best recipe) that slows down most:
 
     reused memory (workspace)                                            33 %   report
     threads in the loss                                                  59 %   report

@@ -47,7 +47,7 @@ def shards(sizes: list[int], parts: int) -> list[Shard]:
 def in_shards(
     walk: Callable[..., tuple[np.ndarray, T]], x: np.ndarray, sizes: list[int], state: State
 ) -> tuple[np.ndarray, list[tuple[Shard, T]]]:
-    """(y, walks): each worthwhile core runs walk(x, sizes, h, c) -> (y, its cache) over some of the sequences.
+    """(y, walks): on as many cores as pay off, walk(x, sizes, h, c) -> (y, its cache) over some of the sequences.
 
     (h, c) are views of the state, which the walk overwrites with the state after each sequence's last step.
     """
@@ -145,7 +145,7 @@ def begun(first: np.ndarray, rows: int) -> np.ndarray:
 
 
 def last(sizes: list[int]) -> np.ndarray:
-    """(n_0,): where that array has the state after each sequence's own last step."""
+    """(n_0,): the rows of that array that contain the state after each sequence's own last step."""
     lengths = (np.array(sizes)[:, None] > np.arange(sizes[0])).sum(axis=0)
     return np.cumsum([sizes[0], *sizes])[lengths - 1] + np.arange(sizes[0])
 
@@ -208,7 +208,7 @@ def in_blocks(task: Callable[[slice], object], rows: int, width: int) -> None:
 def products_back(
     dz: np.ndarray, x: np.ndarray, h_before: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """dx = dz W summed over the gates (N, D), and [x_t h_{t-1} 1]^T dz (4, D + H + 1, H), 1 is the bias's input."""
+    """dx = dz W summed over the gates (N, D), and [x_t h_{t-1} 1]^T dz (4, D + H + 1, H); 1 is the bias's input."""
     (_, N, H), D = dz.shape, x.shape[1]
     inputs = empty((N, D + H + 1), x)
     inputs[:, :D], inputs[:, D:-1], inputs[:, -1] = x, h_before, 1

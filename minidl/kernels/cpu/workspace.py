@@ -67,7 +67,7 @@ class _Watch(weakref.ref[_Loan]):
 
 
 class _Pool:
-    """Blocks of memory: those in use, by the watch of their loan, and the free ones."""
+    """Blocks of memory: those in use, keyed by their loan's watch, and the free ones."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

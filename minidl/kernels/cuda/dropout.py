@@ -8,7 +8,7 @@ from ... import backend
 from ...backend import Array
 from .launch import Kernel, blocks
 
-# The hashes are those of kernels/cpu/dropout.py: a key for each row and one for each unit, mixed.
+# The same hash as in kernels/cpu/dropout.py: one key per row and one per unit, mixed.
 
 FORWARD = Kernel(r"""
 __device__ unsigned mix(unsigned bits)
@@ -22,7 +22,7 @@ __device__ unsigned mix(unsigned bits)
 
 extern "C" __global__ void dropout_forward(
     const real* x,          // (N, D)
-    const long long* rows,  // (N): the rows' places in the whole batch; null if they are 0 ... N-1
+    const long long* rows,  // (N): the rows' positions in the full batch; null if they are 0 ... N-1
     real* y,                // (N, D)
     real* scale,            // (N, D): 0 where dropped, else `kept`
     long long size,         // N D

@@ -1,4 +1,4 @@
-"""The LSTM on a GPU: one matrix product and one kernel a time step, each way.
+"""The LSTM on a GPU: one matrix product and one kernel per time step, in each direction.
 
 Rows are packed as in `layers.lstm`; the gates of a row are adjacent, (N, 4H), in the order i, f, g, o. Row r of time
 step t is row start_t + r, and its sequence's row at step t + 1, if r < n_{t+1}, is start_{t+1} + r. Every step writes
@@ -45,7 +45,7 @@ extern "C" __global__ void lstm_forward(
     long long row = index / H, unit = index % H;
 
     real* z = gates + (start + row) * 4 * H + unit;
-    // exp of a large number is infinite, and the quotient correctly 0
+    // if exp overflows to infinity, the quotient is correctly 0
     real i = 1 / (1 + exp(-(z[0] + bias[unit])));
     real f = 1 / (1 + exp(-(z[H] + bias[H + unit])));
     real g = tanh(z[2 * H] + bias[2 * H + unit]);
@@ -112,7 +112,7 @@ class DeviceLSTMCache:
     h_before: Array  # (N, H): h_{t-1} of every row
     c_before: Array  # (N, H)
     state: State  # after every sequence's own last step
-    dstate: State | None = None  # backward leaves here the gradient of the state that forward started from
+    dstate: State | None = None  # set by backward: the gradient of the initial state
 
 
 def forward(lstm: Any, x: Array, sizes: list[int], state: State | None) -> tuple[Array, DeviceLSTMCache]:

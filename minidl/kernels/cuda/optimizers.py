@@ -1,6 +1,6 @@
 """Optimizers and clipping on a GPU: each rule is one kernel over the flat buffer, and the host never waits.
 
-Checking that a gradient is finite, and its norm, take all of it, but blocks of threads cannot wait for each other. So a
+The finiteness check and the norm need the complete gradient, but blocks of threads cannot wait for each other. So a
 first kernel leaves one number per block, and every block of the second kernel starts by combining these numbers in the
 same way. A step with a gradient that is not finite changes nothing except `skipped`.
 """
@@ -18,7 +18,7 @@ MOST_BLOCKS = 1024  # enough to fill any GPU, and few enough numbers for every b
 FIND_BAD = Kernel(r"""
 extern "C" __global__ void find_bad(
     const real* grad,  // (size)
-    int* bad,          // one per block: whether it found a number that is not finite
+    int* bad,          // one per block: whether it found a value that is not finite
     long long size)
 {
     __shared__ int found;

@@ -1,6 +1,6 @@
 """Matrix products that add in place, one direct cuBLAS call each.
 
-CuPy's own functions cost the host 8 µs a product, these cost 1 µs, and a loop over time waits for the host. The price
+CuPy's own functions cost the host 8 µs a product; these cost 1 µs, and a loop over time waits for the host. The price
 is that cuBLAS checks nothing, so all operands are checked here: one dtype, no gaps.
 
 cuBLAS is column-major: a matrix that NumPy calls (n, k) is (k, n) to it. It is therefore asked for
@@ -18,7 +18,7 @@ from ... import backend
 from ...backend import Array
 from .launch import require_current
 
-# 0 and 1 in host memory, where cuBLAS reads the factors of the product and of what it is added to
+# 0 and 1 in host memory, where cuBLAS reads the factors alpha and beta
 _FACTORS = {dtype: np.array([0, 1], dtype) for dtype in ("float32", "float64")}
 
 
@@ -67,7 +67,7 @@ def _gemm(a: Array, b: Array, out: Array, add: bool, transposed: str) -> Callabl
         if array.dtype != out.dtype or array.dtype.name not in _FACTORS:
             raise TypeError(f"the product's {name} must be {out.dtype}, float32 or float64, got {array.dtype}")
         if not array.flags.c_contiguous:
-            raise ValueError(f"the product's {name} must be C-contiguous, got {array.shape} with gaps or turned")
+            raise ValueError(f"the product's {name} must be C-contiguous, got {array.shape} with gaps or reordered")
     require_current("the product", a, b, out)
     call = cupy.cuda.cublas.sgemm if out.dtype == np.float32 else cupy.cuda.cublas.dgemm
     zero, one = _factors(out.dtype.name)
@@ -75,7 +75,7 @@ def _gemm(a: Array, b: Array, out: Array, add: bool, transposed: str) -> Callabl
     a_width, b_width, columns = a.shape[1], b.shape[1], out.shape[1]
     handle, a_start, b_start, out_start = cupy.cuda.get_cublas_handle(), a.data.ptr, b.data.ptr, out.data.ptr
 
-    alive = a, b, out  # as long as gemm is: it only has their addresses
+    alive = a, b, out  # kept alive by gemm, which only has their addresses
 
     def gemm(rows: int, inner: int, a_bytes: int, out_bytes: int, alive: object = alive) -> None:
         first, second = a_start + a_bytes, out_start + out_bytes

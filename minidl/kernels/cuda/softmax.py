@@ -61,7 +61,7 @@ extern "C" __global__ void softmax_rows(
     }
     sum = combined(sum, false, shared);
     picked = combined(picked, false, shared);
-    if (target < 0 || target >= V) sum = sqrt((real)-1);  // NaN, to make it visible: nothing has checked the id before
+    if (target < 0 || target >= V) sum = sqrt((real)-1);  // NaN shows a wrong id, which nothing has checked before
     if (threadIdx.x == 0) losses[blockIdx.x] = log(sum) - picked;
 
     if (dlogits)

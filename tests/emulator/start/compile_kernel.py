@@ -1,4 +1,4 @@
-"""Kernels for the CPU: NVRTC must accept the source, then g++ makes a shared library of the same text."""
+"""Compiles kernels for the CPU: NVRTC must accept the source, then g++ compiles the same text to a shared library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BARRIERS = ("__syncthreads", "__syncwarp", "_sync(")
 
 
 def install(compiler: ModuleType, driver: Path) -> None:
-    """Have CuPy's compiler module put every source through g++ as well; what is made stays in the driver's folder."""
+    """Make CuPy's compiler module also compile every source with g++; the results stay in the driver's folder."""
     with_nvrtc: Any = compiler._compile_using_nvrtc_no_warning
     include = Path(compiler.__file__ or "").parent.parent / "_core" / "include"
 
@@ -39,7 +39,7 @@ def shared_library(source: str, include: Path, driver: Path) -> Path:
     if not found or not all(external for external, _ in found):
         raise NotImplementedError('only kernels that are declared extern "C" __global__ void are emulated')
     barriers = "true" if any(word in source for word in BARRIERS) else "false"
-    # as much as a block may have; how much it is to be is known at the launch alone
+    # the maximum for a block; the actual size is known only at launch
     text = DYNAMIC.sub(r"__shared__ \1 \2[49152 / sizeof(\1)]", source)
     text += "".join(f"\nEMULATED_KERNEL({name}, {barriers})" for _, name in found) + "\n"
     library = driver / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
@@ -50,7 +50,7 @@ def shared_library(source: str, include: Path, driver: Path) -> Path:
 
 
 def _precompiled_header(driver: Path) -> Path:
-    """device_code.h, which g++ reads much faster once it has compiled it; nearly all of a small kernel's time."""
+    """device_code.h, precompiled: reading it takes nearly all of a small kernel's compile time otherwise."""
     header = driver / "device" / "device_code.h"
     compiled = header.with_name("device_code.h.gch")
     if not compiled.exists():
@@ -59,7 +59,7 @@ def _precompiled_header(driver: Path) -> Path:
 
 
 def _compile(output: Path, options: list[object], text: str) -> None:
-    """`output` from the source `text`, complete at once, since several processes may do the same."""
+    """Compile `text` to `output`, which appears complete or not at all: several processes may do this at once."""
     with tempfile.TemporaryDirectory(dir=output.parent) as work:
         file, unfinished = Path(work) / "kernel.cpp", Path(work) / "compiled"
         file.write_text(text, encoding="utf-8")
@@ -67,5 +67,5 @@ def _compile(output: Path, options: list[object], text: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line]
-            raise RuntimeError(f"g++ refused a kernel that NVRTC took: {' / '.join(errors[:4])}")
+            raise RuntimeError(f"g++ rejected a kernel that NVRTC accepted: {' / '.join(errors[:4])}")
         os.replace(unfinished, output)

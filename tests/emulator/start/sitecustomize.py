@@ -1,4 +1,4 @@
-"""Runs when a Python starts whose PYTHONPATH has this folder: the real CuPy then finds the emulator under itself.
+"""Runs at the start of any Python with this folder on PYTHONPATH: puts the emulator underneath the real CuPy.
 
 Nothing is loaded before the program imports CuPy. See README.md.
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-DRIVER = Path(os.environ.get("MINIDL_EMULATOR", ""))  # what build.driver_folder made
+DRIVER = Path(os.environ.get("MINIDL_EMULATOR", ""))  # made by emulator_build.driver_folder
 RUNTIME = "cupy_backends.cuda.api.runtime"
 
 
 def load_libraries() -> None:
-    """Before any of CuPy's extensions asks for them; global, so that kernels find the driver as well."""
+    """Load the libraries before CuPy's extensions need them; globally, so that kernels find the driver as well."""
     for name in ("libcuda.so.1", "libcublasLt.so.12", "libcublas.so.12"):
         ctypes.CDLL(str(DRIVER / "lib" / name), mode=ctypes.RTLD_GLOBAL)
 
@@ -37,12 +37,12 @@ def settle(cupy: ModuleType) -> None:
     if os.environ.get("CUPY_ACCELERATORS"):
         raise RuntimeError("CUPY_ACCELERATORS must be empty on the emulator: CUB's kernels are precompiled")
     if os.environ.get("MINIDL_EMULATOR_MODE") == "guarded":
-        cupy.cuda.set_allocator(None)  # no pool: every array has a block of its own between guard pages
+        cupy.cuda.set_allocator(None)  # no pool: every array gets its own block between guard pages
 
     def refused(*arguments: object, **options: object) -> Any:
         raise NotImplementedError("precompiled device code cannot run on the emulator")
 
-    # These have a CUDA runtime and kernels of their own inside, and would give garbage without a word.
+    # These contain their own CUDA runtime and kernels, and would silently return garbage.
     cupy.random.default_rng = cupy.random.Generator = refused
 
 
@@ -50,7 +50,7 @@ AFTER: dict[str, Callable[[ModuleType], None]] = {"cupy.cuda.compiler": compile_
 
 
 class Loader(importlib.abc.Loader):
-    """Loads a module as ever, then calls its function in AFTER."""
+    """Loads a module as usual, then calls its function in AFTER."""
 
     def __init__(self, loader: importlib.abc.Loader, after: Callable[[ModuleType], None]) -> None:
         self.loader, self.after = loader, after
