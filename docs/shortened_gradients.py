@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python docs/shortened_gradients.py  prints the tables, in about two minutes
     python docs/shortened_gradients.py --figure FILE.png  draws the figure (needs matplotlib)
 
-It uses one BLAS thread because a second one only slows down products as small as these. Every cut is made on minidl's own
+One BLAS thread, because a second one only slows down products as small as these. Every cut is made on minidl's own
 backward pass, so nothing else differs: the sequence is processed in chunks of one step, and gradients are cut between
 chunks.
 """
@@ -85,7 +85,7 @@ def gradients(layer: LSTM, dy: np.ndarray, caches: Caches, candidate: bool, cell
 
 
 def random_run(length: int, seed: int, forget_bias: float = 0.0) -> tuple[LSTM, np.ndarray, Caches]:
-    """A new float64 LSTM, a random dL/dy for each of `length` steps of noise input, and the caches of its forward pass."""
+    """A new float64 LSTM, a random dL/dy for each of `length` steps of noise input, and the forward caches."""
     rng = np.random.default_rng(seed)
     layer = LSTM(INPUTS, H, dtype="float64", rng=rng)
     layer.bias.data[H : 2 * H] = forget_bias

@@ -92,7 +92,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=64, help="characters in a chunk")
     parser.add_argument("--hidden-size", type=int, default=256, help="units of the LSTM")
     parser.add_argument("--dropout", type=float, default=0.3, help="share of the units that a step drops")
-    parser.add_argument("--lr", type=float, default=0.015, help="the highest learning rate")
+    parser.add_argument("--lr", type=float, default=0.012, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     try:
         train(parser.parse_args())

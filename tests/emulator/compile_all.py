@@ -38,7 +38,7 @@ if __name__ == "__main__":
     else:
         import minidl.kernels.cuda as kernels
 
-        sys.path.append(str(Path(__file__).resolve().parents[1]))
+        sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
         from device_kernels import optimizers_rules
 
         sources = kernels.sources(*optimizers_rules())

@@ -75,7 +75,7 @@ def python_of(environment: Path) -> Path:
 
 
 def _made(name: str, made_of: Iterable[str], make: Callable[[Path], None]) -> Path:
-    """The folder `name`-<hash of its inputs>; always complete if it exists, even if several processes build it at once."""
+    """The folder `name`-<hash of its inputs>; complete if it exists, even if several processes build it at once."""
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{name}-{digest}"
     if folder.exists():

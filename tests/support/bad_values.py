@@ -1,6 +1,6 @@
-"""Bad values by kind of argument: what test_bad_input_library.py hands to every parameter of every public function.
+"""Bad values by kind of argument, which test_bad_input_library.py passes to every parameter of every public function.
 
-A kind is called with a good value, and gives rows of (what it is, the bad value, the error it must raise).
+A kind is called with a good value and returns rows of (description, bad value, the error it must raise).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 Row = tuple[str, Any, type[Exception]]
 Kind = Callable[[Any], list[Row]]
 
-HUGE = 2**62  # no array of so many items can be asked for
+HUGE = 2**62  # no array can have this many items
 
 
 def rows(error: type[Exception], **values: Any) -> list[Row]:
@@ -32,7 +32,7 @@ def integer(low: int) -> Kind:
 
 
 def size(_: Any) -> list[Row]:
-    """Of an array that is to be made."""
+    """A dimension of an array to be created."""
     return integer(1)(None) + rows(MemoryError, huge=HUGE, beyond=2**63, far_beyond=10**40)
 
 
@@ -68,7 +68,7 @@ def casts(good: np.ndarray, *kinds: str) -> dict[str, np.ndarray]:
 
 
 def matrix(good: np.ndarray, *, fixed_rows: bool = False, fixed_width: bool = True, lists: bool = False) -> list[Row]:
-    """(N, width) floats of one dtype."""
+    """An (N, width) array of one float dtype."""
     found = rows(TypeError, **{"None": None, "text": "x", "set": {1.0}})
     found += rows(TypeError, **casts(good, "bool", "int64", "object", "complex128", "U8"))
     found += rows(ValueError if lists else TypeError, number=1.0)
@@ -107,7 +107,7 @@ def ids(limit: int, *, fixed_rows: bool = False) -> Kind:
 
 
 def batch_sizes(good: list[int]) -> list[Row]:
-    """[2, 2, 1] for five rows."""
+    """The good value is [2, 2, 1], for five rows."""
     wrong = {"None": None, "text": "221", "number": 5, "floats": [2.0, 2.0, 1.0], "bools": [*good[:-1], True]}
     wrong |= {"None within": [2, 2, None], "2-D": np.array([good]), "float array": np.array([2.0, 2, 1])}
     values = {"empty": [], "too few": [2, 2], "too many": [2, 2, 1, 1], "rising": [1, 2, 2], "negative": [3, 3, -1]}
@@ -116,7 +116,7 @@ def batch_sizes(good: list[int]) -> list[Row]:
 
 
 def packing(good: Any) -> list[Row]:
-    """One of five rows; what is wrong with its sizes is told of batch_sizes."""
+    """A Packing of five rows; messages about its sizes name batch_sizes."""
     found = rows(TypeError, **{"None": None, "text": "221", "number": 5, "list": list(good.batch_sizes)})
     sizes = batch_sizes(list(good.batch_sizes))
     return found + [(f"sizes {what}", good._replace(batch_sizes=value), error) for what, value, error in sizes]

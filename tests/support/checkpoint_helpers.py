@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share."""
+"""Helpers shared by the checkpoint tests."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 import minidl
 
 TINY = ({"a": np.array([1.5, -2.0], np.float32)}, {"step": 3})
-THOROUGH = os.environ.get("MINIDL_THOROUGH") == "1"  # the long version of the tests that say so: minutes, not seconds
+THOROUGH = os.environ.get("MINIDL_THOROUGH") == "1"  # long versions of some tests: minutes, not seconds
 
 
 @contextlib.contextmanager
 def fails(path: Path, *words: str) -> Iterator[None]:
-    """A CheckpointError of one short line that names the file."""
+    """The block raises a CheckpointError with one short line that names the file and contains `words`."""
     with pytest.raises(minidl.CheckpointError) as caught:
         yield
     message = str(caught.value)
@@ -51,7 +51,7 @@ def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def rewritten(content: bytes, old: bytes, new: bytes) -> bytes:
-    """`content` with `old` replaced in its header, and the header's length set right."""
+    """`content` with `old` replaced in its header and the header's length corrected."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = content[8:end].replace(old, new)
     assert header != content[8:end]

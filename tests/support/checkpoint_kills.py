@@ -1,4 +1,4 @@
-"""What test_checkpoint_kills runs in a process of its own: a saver that is killed again and again."""
+"""Run by test_checkpoint_kills in a separate process: savers that are killed again and again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import minidl
 SIZE = 400_000  # float64: 3.2 MB take long enough for a kill to land in the middle
 LONGEST = 0.06  # seconds from a saver's first report to its end: several saves
 
-# A forked saver starts at once; elsewhere than on Linux a fork does not go well with the system's own threads.
+# A forked saver starts at once; outside Linux, forking is not safe with the system's own threads.
 processes = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
@@ -29,7 +29,7 @@ def save_for_ever(path: Path, step: int, reports: Connection) -> None:
 
 
 def kill_savers(path: Path, kills: int, seed: int) -> dict[str, int]:
-    """How many of `kills` landed before the new file was in place, how many after, and how many lost something."""
+    """Counts of kills: in all, before the new file was in place, after it but unreported, and with lost data."""
     rng = random.Random(seed)
     minidl.save(path, {"a": np.zeros(SIZE)}, {"step": 0})
     found = {"kills": 0, "unfinished": 0, "unreported": 0, "lost": 0}
@@ -44,14 +44,14 @@ def kill_savers(path: Path, kills: int, seed: int) -> dict[str, int]:
         saver.kill()  # SIGKILL; on Windows TerminateProcess
         saver.join()
         if saver.exitcode in (0, 1):
-            raise RuntimeError("the saver ended by itself")
+            raise RuntimeError("the saver ended on its own")
         try:
             while True:
                 reported = mine.recv()
         except EOFError:
             mine.close()
         left = [file for file in path.parent.iterdir() if file != path]
-        for file in left:  # the next saver is to delete them
+        for file in left:  # old enough for the next saver to delete
             os.utime(file, (0, 0))
         found["kills"] += 1
         found["unfinished"] += bool(left)

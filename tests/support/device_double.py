@@ -1,19 +1,19 @@
-"""A double of CuPy over NumPy, so that a device's rules can be tested where there is no GPU.
+"""A double of CuPy on top of NumPy, to test the rules for device code without a GPU.
 
-`install(monkeypatch)` puts it in `sys.modules` as "cupy". It has the functions that minidl
-calls and no others: an AttributeError or an unknown keyword means that something new is called, to be looked
-up in CuPy's reference and added here. It is strict where CuPy is:
+`install(monkeypatch)` puts it in `sys.modules` as "cupy". It has only the functions that minidl calls: an
+AttributeError or an unknown keyword means that minidl calls something new, which has to be looked up in CuPy's
+reference and added here. It is strict where CuPy is:
 
-- host and device arrays do not mix, and nothing turns into a NumPy array but by `.get()`;
-- reductions give 0-d device arrays; ufuncs take `out` but no `where`;
-- float(), int(), bool(), get(), printing and indexing by a mask make the host wait: noted in `syncs`;
-- an index array out of range wraps around without a word;
-- arithmetic never warns; new memory is not zeroed (here it is NaN, so that reading it shows);
-- a kernel is known by its name and computed by device_kernels; its arguments must be what its signature says: arrays
-  of that dtype without gaps, and NumPy scalars of that very type, since CuPy looks at none of it;
-- everything that would reach the device is noted in `calls`;
-- a thread has its own current device and stream, so that work of another thread would go to the wrong ones:
-  only the thread that installed the double may touch an array.
+- host and device arrays do not mix, and only `.get()` converts to a NumPy array;
+- reductions return 0-d device arrays; ufuncs take `out` but not `where`;
+- float(), int(), bool(), get(), printing and indexing by a mask make the host wait, which is recorded in `syncs`;
+- an out-of-range index array silently wraps around;
+- arithmetic never warns; new memory is not zeroed (here it is NaN, so that reads of it show);
+- a kernel is identified by name and computed by device_kernels; its arguments must match its signature: contiguous
+  arrays of the declared dtype and NumPy scalars of exactly the declared type, since CuPy checks none of this;
+- everything that would reach the device is recorded in `calls`;
+- each thread has its own current device and stream, so another thread's work would go to the wrong ones: only the
+  thread that installed the double may touch an array.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ import pytest
 from minidl import backend
 
 syncs: list[str] = []  # what made the host wait, in order
-addresses: set[tuple[int, int]] = set()  # what memory arrays have told the addresses of: from, to
+addresses: set[tuple[int, int]] = set()  # (start, end) of the memory whose address an array has given out
 calls: list[str] = []  # what reached the device, in order: kernels, products, "upload", and the rest
 owner: list[int] = []  # the thread whose current device this is
 
 
 class ndarray:
-    """Stands for cupy.ndarray. `_host` is the NumPy array that plays the device's memory."""
+    """Replaces cupy.ndarray. `_host` is the NumPy array that serves as device memory."""
 
-    __array_ufunc__ = None  # `numpy_array + device_array` comes to our operator, which refuses
+    __array_ufunc__ = None  # makes `numpy_array + device_array` call our operator, which refuses
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, host: np.ndarray) -> None:
@@ -52,7 +52,7 @@ class ndarray:
     @property
     def _host(self) -> np.ndarray:
         if threading.get_ident() not in owner:
-            raise RuntimeError("a device array is used in a thread that has another current device and stream")
+            raise RuntimeError("a device array is used in a thread with a different current device and stream")
         return self._memory
 
     shape = property(lambda self: self._host.shape)
@@ -69,7 +69,7 @@ class ndarray:
         return len(self._host)
 
     def __iter__(self) -> Iterator[ndarray]:
-        """Views, one for each index of the first axis."""
+        """Views along the first axis."""
         if self.ndim == 0:
             raise TypeError("iteration over a 0-d array")
         return (self[index] for index in range(len(self)))
@@ -145,12 +145,12 @@ class ndarray:
         parts = key if isinstance(key, tuple) else (key,)
         if not any(isinstance(part, ndarray) for part in parts):
             if any(isinstance(part, (np.ndarray, list)) for part in parts):
-                raise TypeError("an index from the host would be uploaded at every use")
+                raise TypeError("a host index would be uploaded on every use")
             return key
         indices = []
         for axis, part in enumerate(parts):
             if not isinstance(part, ndarray):
-                raise NotImplementedError("the double knows index arrays only from the first axis on")
+                raise NotImplementedError("the double supports index arrays only from the first axis on")
             if part.dtype == bool:
                 syncs.append("mask")
                 indices.append(part._host)
@@ -160,7 +160,7 @@ class ndarray:
 
 
 class _Memory:
-    """Stands for cupy.cuda.MemoryPointer."""
+    """Replaces cupy.cuda.MemoryPointer."""
 
     device_id = 0
 
@@ -184,7 +184,7 @@ def _device(result: Any) -> ndarray:
 
 
 def _into(out: ndarray, result: ndarray, message: str) -> ndarray:
-    """`out`, filled with `result`, which must be of its shape."""
+    """`out`, filled with `result`, which must have the same shape."""
     if out.shape != result.shape:
         raise ValueError(message)
     out._host[...] = result._host
@@ -248,7 +248,7 @@ def _ufunc(name: str) -> Callable[..., ndarray]:
 
     def call(*operands: Any, out: ndarray | None = None) -> ndarray:
         if not any(isinstance(operand, ndarray) for operand in operands):
-            raise TypeError(f"{name} of host values only: {operands}")
+            raise TypeError(f"{name} needs a device array, got only host values: {operands}")
         calls.append(name)
         with np.errstate(all="ignore"):
             if out is None:
@@ -321,7 +321,7 @@ def copyto(target: ndarray, source: Any, where: ndarray | None = None) -> None:
 
 
 def _matrix(pointer: int, rows: int, columns: int, width: int, dtype: type) -> np.ndarray:
-    """(rows, columns) at an address that an array has given out, in rows that are `width` numbers apart."""
+    """The (rows, columns) matrix at an address that an array has given out, with rows `width` numbers apart."""
     itemsize = np.dtype(dtype).itemsize
     size = ((rows - 1) * width + columns) * itemsize
     assert width >= columns and any(start <= pointer and pointer + size <= end for start, end in addresses)
@@ -330,7 +330,7 @@ def _matrix(pointer: int, rows: int, columns: int, width: int, dtype: type) -> n
 
 
 def _gemm(dtype: type, number: Any) -> Callable[..., None]:
-    """cuBLAS's sgemm or dgemm: C = alpha op(A) op(B) + beta C, where a matrix lies column by column."""
+    """cuBLAS's sgemm or dgemm: C = alpha op(A) op(B) + beta C, with column-major matrices."""
 
     def gemm(
         handle: str, turn_a: int, turn_b: int, m: int, n: int, k: int, alpha: int, A: int, lda: int, B: int, ldb: int,
@@ -383,12 +383,12 @@ class RawKernel:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """The double as `sys.modules["cupy"]` until the test ends; the module is returned."""
+    """Install the double as `sys.modules["cupy"]` until the test ends; returns the module."""
     syncs.clear()
     calls.clear()
     addresses.clear()
     owner[:] = [threading.get_ident()]
-    # An optimizer that a failed test left behind may have an error to tell: not to the next test.
+    # An optimizer left over from a failed test may still report an error; keep it from the next test.
     monkeypatch.setattr(backend, "_watchers", weakref.WeakSet())
     cupy = types.ModuleType("cupy")
     ufuncs = [
@@ -426,6 +426,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     )
     cupy.syncs = syncs  # type: ignore[attr-defined]
     cupy.calls = calls  # type: ignore[attr-defined]
-    monkeypatch.setattr(backend.device, "_usable", cupy)  # looked at already: the look itself calls and waits
+    monkeypatch.setattr(backend.device, "_usable", cupy)  # already checked: the check itself makes calls and waits
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     return cupy

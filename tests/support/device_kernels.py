@@ -1,8 +1,8 @@
 """What each kernel of minidl.kernels.cuda computes, in NumPy, for the double of CuPy (device_double).
 
-A function here has its kernel's name and, after the number of blocks of 256 threads that were launched, its
-signature: arrays as they were given, written in place, and numbers. That the CUDA source computes the same is for
-tests on a device or an emulator of one to show.
+Each function has its kernel's name and takes the number of launched blocks of 256 threads, followed by the kernel's own
+arguments: arrays, which it writes in place, and numbers. Tests on a device or the emulator check that the CUDA source
+computes the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ THREADS = 256
 
 
 def optimizers_rules() -> list[Any]:
-    """The kernels that are not in a module's KERNELS, since optimizers have theirs beside their rules."""
+    """The kernels that are not in a module's KERNELS, because optimizers define theirs next to their rules."""
 
     def one() -> list[minidl.Parameter]:
         return [minidl.Parameter(np.zeros(1, np.float32))]
@@ -142,7 +142,7 @@ def clip_norm(blocks: int, grad: Any, squares: Any, norm: Any, size: Any, parts:
 
 
 def rule(change: Callable[..., None]) -> Callable[..., None]:
-    """A kernel that leaves all as it is where find_bad found something: `change(data, g, *states, *numbers)`."""
+    """A kernel that runs `change(data, g, *states, *numbers)`, or changes nothing if find_bad found something."""
 
     def kernel(blocks: int, data: Any, grad: Any, *rest: Any) -> None:
         states = [thing for thing in rest if isinstance(thing, np.ndarray) and thing.shape == data.shape != ()]

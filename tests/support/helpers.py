@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Helpers shared by several test files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def thorough(usual: int, many: int) -> int:
 
 
 def filled(layer: Any, seed: int = 0, scale: float = 0.5) -> Any:
-    """`layer` with random values in all its parameters: a bias that is zero or all alike hides mistakes."""
+    """`layer` with random values in all its parameters: a zero or constant bias hides mistakes."""
     rng = np.random.default_rng(seed)
     for parameter in layer.parameters():
         parameter.data[...] = rng.normal(0.0, scale, parameter.data.shape)
@@ -50,7 +50,7 @@ def directional_derivative(
     directions: Sequence[np.ndarray],
     step: float = 1e-3,
 ) -> float:
-    """dL/de of L(arrays + e directions) at e = 0 by a five-point difference; `loss` reads `arrays` anew."""
+    """dL/de of L(arrays + e directions) at e = 0 by a five-point difference; `loss` re-reads `arrays` on every call."""
     start = [array.copy() for array in arrays]
 
     def at(shift: float) -> float:
@@ -64,7 +64,7 @@ def directional_derivative(
 
 
 def snapshot(*things: Any) -> list[Any]:
-    """What a refused call must leave alone, bit for bit, of layers, optimizers, arrays, or nests of them."""
+    """The state of layers, optimizers, arrays, or nests of them, that a refused call must not change by a bit."""
     parts: list[Any] = []
     for thing in things:
         if isinstance(thing, minidl.Layer):
@@ -79,7 +79,7 @@ def snapshot(*things: Any) -> list[Any]:
         elif isinstance(thing, np.ndarray):
             parts.append(thing.tobytes())
         elif isinstance(thing, LSTMCache):
-            parts += snapshot(thing.x, thing.walks, thing.state)  # and not dstate, which is there for backward to write
+            parts += snapshot(thing.x, thing.walks, thing.state)  # not dstate, which backward writes
         elif isinstance(thing, np.random.Generator):
             parts.append(repr(thing.bit_generator.state))
         elif isinstance(thing, dict):
@@ -91,24 +91,24 @@ def snapshot(*things: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def refuses(error: type[Exception], *words: object, keep: Any = ()) -> Iterator[None]:
-    """The block raises `error`, in one line that has all `words` in it, and changes nothing of `keep`."""
+    """The block raises `error` with a one-line message that contains all `words`, and does not change `keep`."""
     before = snapshot(keep)
     with pytest.raises(error) as caught:
         yield
     message = str(caught.value)
-    assert caught.type is error, f"{caught.type.__name__} in place of {error.__name__}: {message}"
+    assert caught.type is error, f"{caught.type.__name__} instead of {error.__name__}: {message}"
     assert "\n" not in message and len(message) < 400, f"not one line: {message}"
-    # not as the end of another word: a name that was spoilt is no name
+    # not as the end of another word, which would be a different name
     missing = [str(word) for word in words if not re.search(rf"(?<![A-Za-z_]){re.escape(str(word))}", message)]
     assert not missing, f"the message does not name {missing}: {message}"
     assert snapshot(keep) == before, "a refused call changed something"
 
 
-PATHS = [str(Path(__file__).parent), str(Path(minidl.__file__).parents[1])]  # the tests' files, and this minidl
+PATHS = [str(Path(__file__).parent), str(Path(minidl.__file__).parents[1])]  # the test helpers, and this minidl
 
 
 def python(code: str, *options: str) -> str:
-    """What a new Python prints that runs `code` beside the tests' files; it is given 60 s."""
+    """The output of a new Python that runs `code` with the test helpers importable, within 60 s."""
     start = f"import sys; sys.path[:0] = {PATHS}\n"
     done = subprocess.run(
         [sys.executable, *options, "-c", start + textwrap.dedent(code)],
@@ -123,11 +123,11 @@ def python(code: str, *options: str) -> str:
 
 
 class Blocks:
-    """What a pool's blocks are up to: see `reused_memory`."""
+    """The state of a pool's blocks: see `reused_memory`."""
 
     def __init__(self) -> None:
         self.alive: dict[int, weakref.ref[np.ndarray]] = {}  # in use or free, by id
-        self.fresh = 0  # how many were made
+        self.fresh = 0  # how many were allocated
         self.in_use = 0
         self.most_in_use = 0
 
@@ -138,9 +138,9 @@ class Blocks:
 
 @contextlib.contextmanager
 def reused_memory(least: int = 1) -> Iterator[Blocks]:
-    """A pool of its own for all arrays of at least `least` bytes, in which every block is NaN when it changes hands.
+    """A separate pool for all arrays of at least `least` bytes; fills a block with NaN when it is taken or returned.
 
-    So a value read before it is written, or after its memory has gone to another, shows.
+    This reveals values that are read before they are written, or after their memory has been reused.
     """
     blocks, pool = Blocks(), workspace._Pool()
     take = pool._take

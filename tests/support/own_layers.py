@@ -1,4 +1,4 @@
-"""Three layers as a user writes them: by the contract, for both backends, and with nothing of the library changed."""
+"""Three layers as a user would write them: by the layer contract, for both backends, without changing the library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import minidl
 
 
 class GRU(minidl.Layer):
-    """PyTorch's, over packed rows: r, z and n from x and h_{t-1}, with a bias each;  h_t = (1 - z) n + z h_{t-1}."""
+    """PyTorch's GRU over packed rows: r, z, n from x and h_{t-1}, with a bias for each; h_t = (1 - z) n + z h_{t-1}."""
 
     def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
         rng = np.random.default_rng(options.pop("rng", None))
@@ -61,7 +61,7 @@ class GRU(minidl.Layer):
 
 
 class LayerNorm(minidl.Layer):
-    """y = (x - mean) / sqrt(variance + eps) * weight + bias, by row (Ba et al. 2016)."""
+    """y = (x - mean) / sqrt(variance + eps) * weight + bias, per row (Ba et al. 2016)."""
 
     def __init__(self, size: int, eps: float = 1e-5, dtype: str = "float32", backend: str = "numpy") -> None:
         self.eps = eps

@@ -1,4 +1,4 @@
-"""What the tests of examples/poetry share: pseudo-poems, a tiny corpus, and the programs as functions."""
+"""Helpers shared by the tests of examples/poetry: pseudo-poems, a tiny corpus, and the programs as functions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from minidl.backend import Rng
 from minidl.schedules import Schedule
 
 PROGRAMS = Path(__file__).parents[2] / "examples" / "poetry"
-CHARACTERS = "甲乙丙丁日月山夜紅"  # of the report's seven first characters 湖 and 海 are missing
+CHARACTERS = "甲乙丙丁日月山夜紅"  # two of the report's seven first characters, 湖 and 海, are missing
 VOCABULARY = Vocabulary([BEGIN, END, UNKNOWN, *CHARACTERS, "，", "。"])
 EPOCH_FIELDS = [
     *("epoch", "train_loss", "validation_loss", "validation_perplexity"),
@@ -40,7 +40,7 @@ SMALL = ("--hidden-size", "8", "--embedding-size", "6", "--batch-size", "32")
 
 
 class Outcome(NamedTuple):
-    """How a program ended, and what it wrote."""
+    """A program's exit code and output."""
 
     code: int
     out: str
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
 
 
 def pseudo_poems(count: int, seed: int = 0) -> list[str]:
-    """Different lines of ten characters that mean nothing."""
+    """Distinct meaningless lines of ten characters."""
     rng = random.Random(seed)
     poems: dict[str, None] = {}
     while len(poems) < count:
@@ -58,13 +58,13 @@ def pseudo_poems(count: int, seed: int = 0) -> list[str]:
 
 
 def poems_of_lengths(count: int, longest: int = 30) -> list[str]:
-    """Different ones of 4 to `longest` characters."""
+    """Distinct pseudo-poems of 4 to `longest` characters."""
     rng = random.Random(0)
     return list(dict.fromkeys("".join(rng.choices(CHARACTERS, k=rng.randint(4, longest))) for _ in range(count)))
 
 
 def prepared_folder(poems: Iterable[str], out: str = "big", *options: object) -> Path:
-    """What prepare.py makes of `poems`, here."""
+    """The folder that prepare.py writes for `poems`, in the current directory."""
     Path("text").write_text("\n".join(poems), encoding="utf-8")
     outcome = run_program("prepare", "--text", "text", "--out", out, *options)
     assert outcome.code == 0, outcome
@@ -72,7 +72,7 @@ def prepared_folder(poems: Iterable[str], out: str = "big", *options: object) ->
 
 
 def write_corpus(folder: Path, poems: Sequence[str], files: int = 8) -> Path:
-    """`poems` in their order as the first `files` files of the corpus."""
+    """Write `poems`, in order, as the first `files` files of the corpus."""
     folder.mkdir(parents=True)
     size = -(-len(poems) // files)
     for number in range(files):
@@ -84,7 +84,7 @@ def write_corpus(folder: Path, poems: Sequence[str], files: int = 8) -> Path:
 
 
 def small_model(vocabulary: Vocabulary = VOCABULARY, dropout: float = 0.0, seed: int = 0, layers: int = 1) -> PoemModel:
-    """Embedding 6, hidden 8; its logits differ from each other enough to tell them apart."""
+    """Embedding 6, hidden 8, and logits that differ clearly from each other."""
     model = PoemModel(len(vocabulary), 6, 8, dropout, layers=layers, rng=seed)
     model.head.weight.data[...] *= 4
     return model
@@ -101,15 +101,15 @@ def fit(
     state: TrainingState | None = None,
     **settings: Any,
 ) -> Iterator[tuple[dict[str, float], bool]]:
-    """What train.py does, without its files."""
+    """Train as train.py does, but without its files."""
     state = state or TrainingState(np.random.default_rng(rng), model.state_dict())
     return Trainer(model, schedule, task, state, **settings).fit(epochs, patience)
 
 
 def run_program(name: str, *arguments: object) -> Outcome:
-    """The program in this process, as if typed; its streams begin as ASCII and have to end as UTF-8.
+    """Run the program in this process as from a shell; its streams start as ASCII and must end as UTF-8.
 
-    Where PYTHONIOENCODING is set, they have what it says from beginning to end.
+    If PYTHONIOENCODING is set, they use that encoding throughout.
     """
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
     streams = [io.TextIOWrapper(io.BytesIO(), encoding or "ascii", errors or "strict") for _ in range(2)]
@@ -128,7 +128,7 @@ def run_program(name: str, *arguments: object) -> Outcome:
 
 
 def refused(outcome: Outcome, *words: str) -> str:
-    """The message of a program that ended as for a wrong argument: exit code 2 and one line, on stderr."""
+    """The message of a program that refused an argument: exit code 2 and one line on stderr."""
     assert outcome.code == 2 and outcome.out == "", outcome
     lines = outcome.err.splitlines()
     assert len(lines) == 1 and outcome.err.endswith("\n"), f"not one line: {outcome.err}"
@@ -147,7 +147,7 @@ def never(what: str) -> Callable[..., Any]:
 
 
 def png_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture; it must be a PNG."""
+    """Width and height of an image, which must be a PNG."""
     head = path.read_bytes()[:24]
     assert head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR", f"{path.name} is no PNG"
     width, height = struct.unpack(">II", head[16:24])
@@ -155,29 +155,29 @@ def png_size(path: Path) -> tuple[int, int]:
 
 
 def jsonl(path: Path) -> list[dict[str, Any]]:
-    """One object a line; NaN and Infinity are not JSON."""
+    """One object per line; NaN and Infinity are not valid JSON."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line, parse_constant=never("a number that is not finite")) for line in lines]
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """In float64, by the textbook."""
+    """In float64, by the textbook formula."""
     logits = logits.astype(np.float64)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def weights(model: minidl.Layer) -> bytes:
-    """All weights, bit for bit."""
+    """The bytes of all weights."""
     return b"".join(parameter.data.tobytes() for parameter in model.parameters())
 
 
 def tree(folder: Path) -> list[str]:
-    """Everything in `folder`, however deep."""
+    """The paths of everything in `folder`, recursively."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def results(folder: Path | str) -> tuple[Any, ...]:
-    """What the run left, but for what a clock had a hand in."""
+    """The run's results without anything that depends on a clock."""
     tensors, facts = minidl.load(Path(folder) / "model.safetensors")
     lines = [{n: v for n, v in line.items() if n not in CLOCK} for line in jsonl(Path(folder) / "metrics.jsonl")]
     bits = {name: tensor.tobytes() for name, tensor in tensors.items()}
@@ -185,18 +185,18 @@ def results(folder: Path | str) -> tuple[Any, ...]:
 
 
 def position(folder: Path | str) -> tuple[Any, ...]:
-    """Where the run stands, bit for bit."""
+    """The run's position in training: the bytes of its checkpoint, its generator and its partial sums."""
     tensors, facts = minidl.load(Path(folder) / "checkpoint.safetensors")
     return {name: tensor.tobytes() for name, tensor in tensors.items()}, facts["rng"], facts["sums"]
 
 
 class Killed(BaseException):
-    """Nobody catches it, and nobody tidies up."""
+    """Nothing catches it or cleans up after it."""
 
 
 @contextlib.contextmanager
 def killed_after(steps: int) -> Iterator[None]:
-    """The program ends without a word once it has made so many steps."""
+    """The program ends abruptly once it has taken `steps` steps."""
     step, made = optimizers.Optimizer.step, []
 
     def counted(self: optimizers.Optimizer) -> None:
@@ -210,7 +210,7 @@ def killed_after(steps: int) -> Iterator[None]:
 
 
 def alone_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make `folder`, an empty one, the place to work in; nothing is downloaded or drawn."""
+    """Make the empty `folder` the current directory; nothing is downloaded or drawn."""
     from common import figures  # matplotlib is slow to import
     from corpus import download
 

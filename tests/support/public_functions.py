@@ -1,4 +1,4 @@
-"""Every public function of minidl with good arguments, and the kind of bad ones that each of them may get.
+"""Every public function of minidl with good arguments, and the kind of bad values for each argument.
 
 test_bad_input_library.py calls them.
 """
@@ -23,13 +23,13 @@ from minidl.schedules import Schedule
 OPTIONS: dict[str, tuple[Any, Kind]] = {  # of every layer
     "dtype": ("float64", bad.dtype),
     "backend": ("numpy", bad.backend),
-    "rng": (None, bad.rng),  # a generator that must not advance: see `Subject.fresh`
+    "rng": (None, bad.rng),  # a generator that must not advance
 }
 SIZES = [2, 2, 1]
-NO_INPUT = {  # what the functions without a Subject are for
+NO_INPUT = {  # why these functions have no Subject
     "Layer.forward": "for subclasses",
     "Layer.backward": "for subclasses",
-    "Layer.__call__": "hands on to forward",
+    "Layer.__call__": "calls forward",
     "LinearCrossEntropy.forward": "has forward_backward instead",
     "LinearCrossEntropy.backward": "has forward_backward instead",
     "Dropout.load_state_dict": "has no parameters",
@@ -38,16 +38,16 @@ NO_INPUT = {  # what the functions without a Subject are for
 
 
 class Subject(NamedTuple):
-    """A public function with good arguments, and what kind of bad ones each of them may get."""
+    """A public function with good arguments, and the kind of bad values for each argument."""
 
     call: Callable[..., Any]
     arguments: dict[str, tuple[Any, Kind]]
     keep: tuple[Any, ...] = ()  # what else must not change
-    words: dict[str, str] | None = None  # how messages name a parameter, where not as itself
+    words: dict[str, str] | None = None  # how messages name a parameter, if not by its own name
 
 
 def nothing(_: Any) -> list[Row]:
-    """A parameter that takes whatever there is."""
+    """A parameter that accepts anything."""
     return []
 
 
@@ -96,7 +96,7 @@ def method(make: Callable[[], Any], name: str, **arguments: tuple[Any, Kind]) ->
 
 
 def loaded(make: Callable[[], Any]) -> Callable[[], Subject]:
-    """load_state_dict with what state_dict gave."""
+    """load_state_dict with the result of state_dict."""
 
     def subject() -> Subject:
         made = make()
@@ -146,7 +146,7 @@ def optimizer(make: Any, **arguments: tuple[Any, Kind]) -> Callable[[], Subject]
 
 
 def ready(make: Any = minidl.Adam, **options: Any) -> Any:
-    """An optimizer with gradients, one step on."""
+    """An optimizer with gradients, after one step."""
     model = lstm()
     made = make(model.parameters(), lr=0.1, **options)
     for parameter in model.parameters():
@@ -227,7 +227,7 @@ def lengths(good: Any) -> list[Row]:
 
 
 def logits(good: np.ndarray) -> list[Row]:
-    """sample takes lists, and every float."""
+    """sample accepts lists and every float dtype."""
     wrong = rows(ValueError, NaN=good * np.nan, inf=good + np.inf, **{"all -inf": good - np.inf})
     return [row for row in bad.matrix(good, fixed_width=False, lists=True)] + wrong
 
@@ -238,7 +238,7 @@ def share(_: Any) -> list[Row]:
 
 
 def unless_none(kind: Kind) -> Kind:
-    """None stands for a default."""
+    """`kind` without None, which means the default."""
     return lambda good: [row for row in kind(good) if row[0] != "None"]
 
 
@@ -295,13 +295,13 @@ def unreadable(good: Path) -> list[Row]:
 
 
 def travelling(error: type[Exception]) -> Kind:
-    """A state dict that goes to PyTorch or comes from there; `good` holds an LSTM of its side."""
+    """A state dict to or from PyTorch; `good` holds an LSTM in the source's format."""
 
     def kind(good: dict[str, np.ndarray]) -> list[Row]:
         first, array = next(iter(good.items()))
         found = rows(TypeError, **{"None": None, "text": "x", "list": [1], "pairs": list(good.items()), "number": 1})
         wrong: dict[str, Any] = {"a key that is no name": {**good, 3: array}, "bytes": {**good, b"x": array}}
-        needed = [name for name in list(good)[:2] if name != "weight_hh"]  # without it there is no LSTM of ours
+        needed = [name for name in list(good)[:2] if name != "weight_hh"]  # without it, minidl sees no LSTM
         wrong |= {f"without {name}": {key: good[key] for key in good if key != name} for name in needed}
         values = {"None": None, "text": "x", "number": 1.0, "set": {1}, "ragged": [[1.0], [1.0, 2.0]]}
         values |= {"objects": array.astype(object), "longer": np.concatenate([array, array]), "3-D": array[..., None]}
@@ -324,7 +324,7 @@ def flat_ids(_: Any) -> list[Row]:
 
 
 def places_of(low: int) -> Kind:
-    """Two numbers that say where sequences lie in 9 ids."""
+    """The starts or lengths of two sequences within 9 ids."""
 
     def kind(_: Any) -> list[Row]:
         wrong: dict[str, Any] = {"None": None, "text": "x", "number": 3, "floats": [0.0, 4.0], "nested": [[0, 4]]}
@@ -357,7 +357,7 @@ def saved() -> Path:
 
 
 def theirs() -> dict[str, np.ndarray]:
-    """A state dict of PyTorch's, as safetensors.numpy gives it."""
+    """A PyTorch state dict as returned by safetensors.numpy."""
     ours = lstm().state_dict()
     return {
         "weight_ih_l0": ours["weight_ih"],
@@ -420,7 +420,7 @@ def places(good: np.ndarray) -> list[Row]:
 
 
 def dropouts_packing(good: minidl.Packing) -> list[Row]:
-    """Its step and its rows; of batch_sizes Dropout asks nothing."""
+    """Bad steps and rows; Dropout ignores batch_sizes."""
     found = rows(TypeError, **{"None": None, "text": "x", "list": SIZES, "no step": good._replace(step=None)})
     found += [(f"step {what}", good._replace(step=value), error) for what, value, error in bad.integer(0)(None)]
     return found + [(f"rows {what}", good._replace(rows=value), error) for what, value, error in places(good.rows)]
@@ -441,7 +441,7 @@ def caches(good: list[Any]) -> list[Row]:
 
 
 def subjects() -> dict[str, Callable[[], Subject]]:
-    """Every public function by its name."""
+    """Every public function, by name."""
     found: dict[str, Callable[[], Subject]] = {
         "Linear.__init__": layer(
             minidl.Linear, in_features=(3, bad.size), out_features=(4, bad.size), bias=(True, nothing)
@@ -455,7 +455,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
         "LSTM.step": method(lstm, "step", x=(rows_of(3, 2), bad.matrix), state=(DSTATE, bad.pair(exact=True))),
         "LSTM.backward": backward(lstm, 4, rows_of(3), PACKING[0], dstate=(DSTATE, bad.pair(exact=True))),
         "Embedding.__init__": layer(minidl.Embedding, num_embeddings=(7, bad.size), embedding_dim=(3, bad.size)),
-        "Embedding.forward": method(embedding, "forward", x=IDS, packing=(None, nothing)),  # it is for a GPU
+        "Embedding.forward": method(embedding, "forward", x=IDS, packing=(None, nothing)),  # packing is for a GPU
         "Embedding.__call__": method(embedding, "__call__", x=IDS, packing=(None, nothing)),
         "Embedding.backward": backward(embedding, 3, np.array([0, 6, 3, 3, 1])),
         "Dropout.__init__": layer(minidl.Dropout, p=(0.5, bad.number(0, 1, open_low=False))),
@@ -561,7 +561,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
                 "layer": (minidl.Linear(3, 2, dtype="float64"), no_layer),
                 "inputs": X,
                 "rng": (0, bad.rng),
-                "state": (None, nothing),  # what it is, is the layer's to say
+                "state": (None, nothing),  # validated by the layer
             },
             words={"layer": "", "inputs": ""},
         ),
@@ -612,7 +612,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Every public function that takes arguments: of modules, and of classes with what they inherit in minidl."""
+    """Every public function that takes arguments: module functions, and methods of classes, inherited ones included."""
     for name in minidl.__all__:
         value = getattr(minidl, name)
         if isinstance(value, ModuleType):

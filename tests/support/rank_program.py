@@ -1,9 +1,9 @@
-"""train.py as one of MPI's ranks, with something done to it: python rank_program.py WHAT RANK STEP ARGUMENTS...
+"""train.py as an MPI rank, with an injected fault: python rank_program.py WHAT RANK STEP ARGUMENTS...
 
-WHAT happens at rank RANK once the optimizer has made STEP steps: nothing, kill, error (one that the program expects),
-mute (the same, but no one reads the message), unread (whoever read the output is gone) or bug (an error that no one
-expects). "early" is an error right after MPI has begun, "astray" works in another folder, and "device" trains on CuPy's
-double. Nothing is drawn.
+WHAT happens on rank RANK once the optimizer has taken STEP steps: nothing, kill, error (one that the program expects),
+mute (the same, with no reader on stderr), unread (the reader of the output is gone) or bug (an unexpected error).
+"early" is an error right after MPI has started, "astray" changes to another folder, and "device" trains on the double
+of CuPy. Nothing is drawn.
 """
 
 from __future__ import annotations

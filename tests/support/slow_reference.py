@@ -1,13 +1,13 @@
 """Every layer, loss and optimizer written from its equations, number by number, in plain Python.
 
-It shares nothing with minidl: sequences are lists, not packed rows; weights are read one by one; and the backward
-passes are not written at all. A `Number` remembers what it was made from, and `gradients` applies the chain rule to
-that alone, so the equations of the forward pass are the only thing that is stated here.
+It shares nothing with minidl: sequences are lists, not packed rows; weights are read one by one; and there is no
+backward code. A `Number` remembers what it was computed from, and `gradients` applies the chain rule to that record, so
+only the forward equations are written down here.
 
-Every Number carries a bound of its rounding error too, in units of the dtype's eps: what any sensible order of the
-same operations in that dtype may be wrong by (a running error analysis to first order, see N. Higham, Accuracy and
-Stability of Numerical Algorithms, ch. 3). So a test needs no tolerance of its own. The terms of a sum of n count n
-times, whatever the order; an activation counts 4, absolute, as minidl's sigmoid comes out of a tanh near 1.
+Every Number also carries a bound on its rounding error, in units of the dtype's eps: the largest error of any sensible
+order of the same operations in that dtype (a first-order running error analysis, see N. Higham, Accuracy and Stability
+of Numerical Algorithms, ch. 3). So a test needs no tolerance of its own. In a sum of n terms each counts n times,
+whatever the order; an activation counts 4, absolute, because minidl computes the sigmoid from a tanh near 1.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _order = itertools.count()
 
 
 class Number:
-    """A float64 value, the parts it was made from, and later its gradient; `error` and `grad_error` are bounds."""
+    """A float64 value, the parts it was computed from, and later its gradient; `error` and `grad_error` are bounds."""
 
     __slots__ = ("error", "grad", "grad_error", "grad_size", "grad_terms", "order", "parts", "value")
 
     def __init__(self, value: float, error: float = 0.0, parts: Sequence[tuple[Number, float, float]] = ()) -> None:
         self.value, self.error = float(value), error
-        self.parts = parts  # (part, d self / d part, the bound of that derivative's error)
+        self.parts = parts  # (part, d self / d part, error bound of that derivative)
         self.order = next(_order)
         self.grad = self.grad_error = self.grad_size = 0.0
         self.grad_terms = 0
@@ -40,7 +40,7 @@ class Number:
         self.grad_terms += 1
 
     def bound(self) -> float:
-        """Of the gradient's error, with the rounding of its sum."""
+        """The bound on the gradient's error, including the rounding of its sum."""
         return self.grad_error + self.grad_terms * self.grad_size
 
 
@@ -57,14 +57,14 @@ def gradients(outputs: Iterable[tuple[Number, float]]) -> None:
             if part.order not in seen:
                 seen[part.order] = part
                 stack.append(part)
-    for _, number in sorted(seen.items(), reverse=True):  # a part is always older than what is made of it
+    for _, number in sorted(seen.items(), reverse=True):  # a part is always older than any Number computed from it
         bound = number.bound()
         for part, slope, error in number.parts:
             part.receive(slope * number.grad, abs(slope) * bound + error * abs(number.grad))
 
 
 def dot(xs: Sequence[Number], weights: Sequence[Number], plus: Number | None = None) -> Number:
-    """The sum of x w, and of a bias."""
+    """The sum of x w, plus a bias if given."""
     terms = [x.value * w.value for x, w in zip(xs, weights, strict=True)]
     error = sum(abs(w.value) * x.error + abs(x.value) * w.error for x, w in zip(xs, weights, strict=True))
     parts = [(x, w.value, w.error) for x, w in zip(xs, weights, strict=True)]
@@ -120,7 +120,7 @@ def linear(
 
 
 def dropout(rows: list[list[Number]], kept: np.ndarray, p: float) -> list[list[Number]]:
-    """`kept` is the mask: which numbers are not dropped."""
+    """`kept` is the mask of the numbers that are not dropped."""
     keep = Number(1 / (1 - p), 2 / (1 - p))
     zero = Number(0.0)
     return [
@@ -138,7 +138,7 @@ def lstm(
     bias: list[Number],
     state: Pair,
 ) -> tuple[list[list[Number]], Pair]:
-    """One sequence: h after every step, and the last (h, c). The gates' weights lie in the order i, f, g, o."""
+    """One sequence: h after every step, and the last (h, c). The weights are stacked in gate order i, f, g, o."""
     h, c = state
     hidden, outputs = len(h), []
     for x in sequence:
@@ -166,8 +166,8 @@ def cross_entropy(logits: list[list[Number]], targets: Sequence[int], total: flo
         value += math.log(whole) + (top - z[target].value)
         for v, number in enumerate(z):
             p = e[v] / whole
-            slip = sum(e[w] / whole * z[w].error for w in range(len(z)))  # how far the sum of exponentials is off
-            # a term of the sum is wrong by its exponent's rounding, at most |z| or |z - top|
+            slip = sum(e[w] / whole * z[w].error for w in range(len(z)))  # the error of the sum of exponentials
+            # each term's error is the rounding of its exponent, at most |z| or |z - top|
             own = number.error + slip + abs(number.value) + abs(number.value - top) + len(z) + 4
             parts.append((number, (p - (v == target)) / total, (p * own + 4 * (v == target)) / total))
             error += (p + (v == target)) * number.error + p * (own - slip)
@@ -175,7 +175,7 @@ def cross_entropy(logits: list[list[Number]], targets: Sequence[int], total: flo
     return Number(value / total, (error + len(logits) * abs(value)) / total, parts)
 
 
-# The optimizers, for one number; `size` bounds what cancelled: it takes every gradient by its size.
+# The optimizers, for one number; `size` bounds cancellation by summing absolute gradients.
 
 
 class Sgd:
@@ -183,7 +183,7 @@ class Sgd:
         self.lr, self.momentum, self.velocity, self.size = lr, momentum, 0.0, 0.0
 
     def change(self, g: float) -> tuple[float, float]:
-        """(what is taken from p, the size of what it was computed of)."""
+        """(what is subtracted from p, the same computed from absolute gradients)."""
         self.velocity = self.momentum * self.velocity + g
         self.size = self.momentum * self.size + abs(g)
         return self.lr * self.velocity, self.lr * self.size
@@ -226,12 +226,12 @@ class Adam:
 
 
 def norm(values: Iterable[float]) -> float:
-    """Of any length and size: hypot neither overflows nor vanishes where its result does not."""
+    """For any length and size: hypot overflows or underflows only if its result does."""
     return math.hypot(*values)
 
 
 def shares(logits: Sequence[float], temperature: float, top_k: int | None, top_p: float | None) -> list[float]:
-    """The probabilities that `sample` draws by, for one row: softmax(z / T), the k likeliest, then the nucleus."""
+    """The probabilities that `sample` uses for one row: softmax(z / T), the k likeliest, then the nucleus."""
     top = max(logits)
     weights = [math.exp((z - top) / temperature) for z in logits]
     falling = sorted(range(len(weights)), key=lambda v: -weights[v])

@@ -1,6 +1,6 @@
-"""A model of all layers, small enough for any test, and its training cut for a number of threads.
+"""A model of all layers, small enough for any test, and its training with work split for a number of threads.
 
-Child processes import this file too, so it needs neither pytest nor hypothesis.
+Child processes also import this file, so it must not need pytest or hypothesis.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RECTANGULAR = [5] * 6
 
 @contextlib.contextmanager
 def number_of_threads(n: int) -> Iterator[None]:
-    """`n` threads within the block, and as many as before after it."""
+    """`n` threads within the block; the previous number is restored after it."""
     before = threads.get_num_threads()
     threads.set_num_threads(n)
     try:
@@ -33,7 +33,7 @@ def number_of_threads(n: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cut_for(n: int) -> Iterator[None]:
-    """`n` threads, and everything that is cut for threads or blocks is cut at sizes as small as these."""
+    """`n` threads, and thresholds so low that even sizes this small are split into threads' shares and blocks."""
     with contextlib.ExitStack() as stack:
         small = {name: 1 for name in ("PRODUCT", "NUMBERS", "STEP", "DRAWS")}
         small |= {"BLOCK": 4 * HIDDEN, "BACK": 9 * 4 * HIDDEN, "LOGITS_BYTES": 3 * TOKENS * 8}
@@ -45,7 +45,7 @@ def cut_for(n: int) -> Iterator[None]:
 
 
 class Model(minidl.Layer):
-    """Embedding, two LSTMs with a dropout before each, and the head."""
+    """An embedding, two LSTMs with dropout before each, and a head."""
 
     def __init__(self, dtype: str = "float64", sizes: tuple[int, int, int] = (TOKENS, WIDTH, HIDDEN)) -> None:
         options: Any = {"dtype": dtype}
@@ -75,7 +75,7 @@ def batch(lengths: list[int], tokens: int = TOKENS, seed: int = 0) -> tuple[np.n
 
 
 def gradients(model: Model, lengths: list[int], step: int = 0) -> dict[str, np.ndarray]:
-    """All that one forward and backward pass gives, by name."""
+    """Every result of one forward and backward pass, by name."""
     for parameter in model.parameters():
         parameter.grad[...] = 0
     loss, dx = model.forward_backward(*batch(lengths, model.head.num_classes), step)
@@ -85,7 +85,7 @@ def gradients(model: Model, lengths: list[int], step: int = 0) -> dict[str, np.n
 def train(
     model: Model, lengths: list[int], steps: int = 3, make: Callable[[Any], Any] = minidl.Adam
 ) -> list[np.ndarray]:
-    """The losses and norms of some clipped steps, and the weights and optimizer's state after them."""
+    """Losses, dx and norms of `steps` clipped steps, and the weights and optimizer state after them."""
     optimizer = make(model.parameters())
     found = []
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""What the tests of verse share: a vocabulary of real characters, and lines that a model never saw."""
+"""Helpers shared by the verse tests: a vocabulary of real characters, and an untrained model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from model import PoemModel
 
 from poetry_helpers import small_model
 
-# Some of 東 and 陽 to rhyme in, some that are oblique alone, some that may be both, and one without any reading.
+# Some that rhyme with 東 or 陽, some only oblique, some level or oblique, and one without a reading.
 EAST = "東風中空紅通同公功宮蟲窮"
 SUN = "陽光香長霜鄉牀"
 OTHERS = "山花天秋春心人來流"
@@ -20,5 +20,5 @@ VERSES = Vocabulary([BEGIN, END, UNKNOWN, *CHARACTERS, *MARKS])
 
 
 def verse_model(vocabulary: Vocabulary = VERSES, seed: int = 0) -> PoemModel:
-    """Random weights, and no liking for the end of the poem."""
+    """A model with random weights, which does not favour the end of a poem."""
     return small_model(vocabulary, seed=seed)
