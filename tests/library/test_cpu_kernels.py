@@ -114,6 +114,31 @@ def test_dropouts_mask_is_that_of_each_row_and_unit(rows: Any) -> None:
             assert np.array_equal(alone[0], scale[row, :unit])
 
 
+def mixed(bits: int) -> int:
+    """The hash "lowbias32" in Python's integers."""
+    bits = (bits ^ bits >> 16) * 0x7FEB352D % 2**32
+    bits = (bits ^ bits >> 15) * 0x846CA68B % 2**32
+    return bits ^ bits >> 16
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("block", [1, 14, 10**6])
+def test_dropouts_mask_is_the_hash_of_its_place_however_it_is_cut(
+    block: int, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuts, "BLOCK", block)
+    monkeypatch.setattr(cuts, "NUMBERS", 1)
+    places, x = [0, 3, 2**33 + 5, 3, 8], np.arange(35.0).reshape(5, 7)
+    with number_of_threads(n):
+        y, scale = dropout.forward(x, 5, 9, np.array(places), 0.25)
+    salt = [int(word) for word in np.random.SeedSequence([5, 9]).generate_state(4)]
+    rows = [mixed(mixed(place % 2**32 ^ salt[0]) ^ place >> 32 ^ salt[1]) for place in places]
+    units = [mixed(mixed(unit ^ salt[2]) ^ salt[3]) for unit in range(7)]
+    kept = [[mixed(row ^ unit) >= 0.25 * 2**32 for unit in units] for row in rows]
+    np.testing.assert_array_equal(scale, np.array(kept) / 0.75)
+    np.testing.assert_array_equal(y, x * scale)
+
+
 @pytest.mark.parametrize("block", [1, 7, 16, 10**6])
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("size", [1, 16, 100])
