@@ -390,8 +390,8 @@ def test_char_lstm_ends_with_the_epoch_that_reaches_the_bar(small_text: Path) ->
     options = (str(small_text), "--sides", "minidl", *SMALL_LSTM)
     figures = run_json("char_lstm", *options, "--bar", "99")["figures"]["minidl"]
     assert figures["epochs"] == 1 and figures["loss"] < 99 and figures["seconds"] >= 0
-    _, err = run("char_lstm", *options, "--bar", "0.1", code=2)
-    assert "char_lstm.py ended with" in err and "not 0.1" in err
+    _, err = run("char_lstm", *options, "--bar", "0.0001", code=2)
+    assert "char_lstm.py ended with" in err and "not 0.0001" in err
     _, err = run("char_lstm", "nowhere.txt", code=2)
     assert err == "char_lstm.py: error: there is no file nowhere.txt\n"
 
